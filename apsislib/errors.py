@@ -1,0 +1,65 @@
+"""The few errors of Apsis. Each knows its HTTP status; each message names the thing and the remedy.
+
+ApsisError            500   anything of ours that is nobody's fault at the door
+├── BadRequest        400   what was asked cannot be meant
+│   ├── FieldError    400   ... because of one key of a mapping (a job file, the config, a body)
+│   └── JobError      400   ... because of one line of one file
+├── NotFound          404
+├── RunError          400   the run is in no state for this
+└── Unavailable       503   try again later: the disk is full, the server is stopping
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ApsisError(Exception):
+    """The root. `status` is what HTTP answers."""
+
+    status = 500
+
+
+class BadRequest(ApsisError):
+    status = 400
+
+
+class FieldError(BadRequest):
+    """A value in a mapping is wrong.
+
+    `keys` is the path from the mapping's root to the offending key or item, outermost first, e.g.
+    ("schedule", 0, "tz"). A parser that is given a sub-mapping raises with the path below it; the
+    caller puts its own keys in front with `under`.
+    """
+
+    def __init__(self, message: str, keys: Iterable[str | int] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.keys: tuple[str | int, ...] = tuple(keys)
+
+    def under(self, *keys: str | int) -> FieldError:
+        """The same error, seen from a mapping that holds this one at `keys`."""
+        return FieldError(self.message, keys + self.keys)
+
+
+class JobError(BadRequest):
+    """A job file or the server's file is wrong at a line (1-based; None where no line can be named)."""
+
+    def __init__(self, path: str, line: int | None, message: str, job_id: str | None = None) -> None:
+        super().__init__(f"{path}:{line}: {message}" if line else f"{path}: {message}")
+        self.path = path
+        self.line = line
+        self.message = message
+        self.job_id = job_id
+
+
+class NotFound(ApsisError):
+    status = 404
+
+
+class RunError(ApsisError):
+    status = 400
+
+
+class Unavailable(ApsisError):
+    status = 503

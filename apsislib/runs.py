@@ -1,0 +1,362 @@
+"""The records that everything else passes around. All frozen: a change is `replace(run, state=...)`.
+
+A Run is plain data (strings, numbers, mappings that json can write), so that store, API and kernel
+share one record: the bound program, conditions and actions are held in their JSON forms and are
+made into objects where they are used (programs.load, conditions.load, actions.load).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Protocol
+
+from apsislib.states import State
+
+Args = Mapping[str, str]
+Json = Mapping[str, Any]
+
+
+def canonical(args: Args) -> str:
+    """The one text of `args`: JSON, sorted by name, no spaces, non-ASCII as it is.
+
+    Equality of this text is equality of args; it is the database's index key.
+    """
+    return json.dumps(dict(args), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def instance(job_id: str, args: Args) -> str:
+    """`job(a=1 b=2)`, or just `job` without args: how run logs name a job with its args."""
+    return f"{job_id}({' '.join(f'{k}={args[k]}' for k in sorted(args))})" if args else job_id
+
+
+def run_number(run_id: str) -> int | None:
+    """The number of `r123`; None where the text is no run ID."""
+    digits = run_id[1:]
+    ok = run_id[:1] == "r" and digits.isascii() and digits.isdigit() and len(digits) <= 18
+    return int(digits) if ok else None
+
+
+# -- jobs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """One instant of a schedule, with the args that the schedule provides (not yet cut to params)."""
+
+    time: float  # instant
+    args: Args
+    stop: float | None = None  # instant at which the run is to be stopped
+    note: str | None = None  # said in the run log, e.g. that the wall time was shifted out of a DST gap
+
+
+class Schedule(Protocol):
+    """When a job runs. Pure: holds no position and no clock."""
+
+    enabled: bool
+
+    def after(self, start: float) -> Iterator[Occurrence]:
+        """Occurrences at or after `start`, ascending. Ends where the schedule ends; never loops unbounded."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a run in time. Durations in seconds; None: no limit."""
+
+    start_timeout: float | None = None  # starting, without an agent to run on
+    reconnect_timeout: float | None = 3600.0  # the agent is away
+    timeout: float | None = None  # running, counted from times["running"]
+    timeout_signal: int = 15
+    stop_signal: int = 15
+    grace: float | None = 60.0  # from the stop (or timeout) signal to SIGKILL; None: never
+
+
+class Program(Protocol):
+    """What a run does, as the lower layers see it; programs/base.py has the rest."""
+
+    def bind(self, expand: Any) -> Program:
+        """With every template expanded by `expand(text) -> text`. Raises what the template raises."""
+
+    def limits(self) -> Limits: ...
+    def to_json(self) -> dict[str, Any]: ...
+    def __str__(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A job file, parsed. The template of runs."""
+
+    job_id: str
+    params: tuple[str, ...]  # sorted
+    schedules: tuple[Schedule, ...]
+    program: Program
+    conditions: tuple[Any, ...] = ()  # conditions.Condition, unbound
+    actions: tuple[Any, ...] = ()  # actions.Action
+    metadata: Json = field(default_factory=dict)  # labels: list of str, always there
+    ad_hoc: bool = False
+    source: str | None = None  # the file's path
+    json: Json = field(default_factory=dict)  # the definition as API and database show it
+
+
+# -- runs ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a job with args."""
+
+    run_id: str
+    job_id: str
+    args: Args
+    state: State = State.NEW
+    timestamp: float = 0.0  # instant of the latest transition
+    times: Mapping[str, float] = field(default_factory=dict)  # "schedule", "stop", and each state entered
+    expected: bool = False  # made from a schedule and still scheduled: lives in memory only
+    program: Json | None = None  # bound; None where binding failed
+    conds: tuple[Json, ...] = ()  # bound
+    actions: tuple[Json, ...] = ()
+    meta: Json = field(default_factory=dict)  # "job": {"labels"}, "program": {...}, "elapsed": s
+    run_state: Json | None = None  # what the program needs to find its process again
+    occurrence: str | None = None  # identity of the occurrence it was made for; unique
+    cause: str | None = None  # identity of the action that made it; unique
+    rerun_of: str | None = None  # run ID
+    # Transitions so far: names an owed action's transition, and lets readers see which copy is newer.
+    rev: int = 0
+    # Not stored: worked out from the program when the run is made or read.
+    limits: Limits = field(default_factory=Limits, compare=False)
+
+    @property
+    def number(self) -> int:
+        return int(self.run_id[1:])
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """(job ID, canonical args): what conditions compare."""
+        return self.job_id, canonical(self.args)
+
+    def __str__(self) -> str:
+        return f"{self.run_id} {instance(self.job_id, self.args)}"
+
+
+# -- alarms --------------------------------------------------------------------------------------
+
+
+class Alarm(IntEnum):
+    """Why a run is woken. A run holds one generation per kind; re-arming one kind leaves the others."""
+
+    DUE = 0  # wall: its schedule time has come
+    STOP = 1  # wall: its stop time has come
+    WAITING = 2  # boot: waiting.max_time
+    START = 3  # boot: start timeout
+    TIMEOUT = 4  # boot: program timeout
+    GRACE = 5  # boot: SIGKILL follows
+    RECONNECT = 6  # boot: the agent has been away for too long
+    WAKE = 7  # boot: its program asked for it
+
+
+# -- what programs report ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """starting: the agent is chosen. Committed before a byte leaves; Send follows."""
+
+    run_state: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Unplaced:
+    """starting: provably nothing was sent to the chosen agent; it is launched anew."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """starting -> running. `wake`: seconds from now after which the program wants `wake()`."""
+
+    run_state: Json | None = None
+    meta: Json | None = None  # replaces meta["program"]
+    wake: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """New metadata, no transition."""
+
+    meta: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The end. `state` is success, failure or error."""
+
+    state: State
+    message: str | None = None
+    meta: Json | None = None
+    # Text of an output to store with the verdict (a traceback, the reason of an error), or None.
+    output: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The agent's connection is gone: the reconnect timeout starts."""
+
+    conn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """The agent is back and has the process: the reconnect timeout ends."""
+
+    conn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """A line for the run log."""
+
+    message: str
+
+
+Report = Placed | Unplaced | Running | Update | Finished | Lost | Back | Remark
+
+
+# -- effects: what the kernel decided --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Save:
+    """Write the run's row. `transition`: its state changed (else metadata or run_state only)."""
+
+    run: Run
+    transition: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Write a line of the run's log."""
+
+    run_id: str
+    time: float
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Write a whole small output with the verdict. (Programs' output goes through store.put_output.)"""
+
+    run_id: str
+    data: bytes
+    output_id: str = "output"
+    name: str = "output"
+    content_type: str = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class SetClock:
+    """Everything due before this instant has been claimed."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Owe:
+    """An action that a transition owes; durable until Settle."""
+
+    cause: str  # "RUN_ID/INDEX/REV": unique
+    run: Run  # the snapshot
+    action: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """After the commit: have the program started."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """After the commit of Placed: send the start to the chosen agent."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """After the commit: signal the program. `stop`: this is the program stop."""
+
+    run: Run
+    signum: int
+    stop: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """After the commit of the verdict and the last output: the agent may delete its record."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Not stored: an expected run was made or changed; tell subscribers."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Not stored: an expected run is no more (reload); tell subscribers."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """Not stored: ask the database, off the lock, in which states runs of this instance ended."""
+
+    key: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """Not stored: make (bind) the expected runs of these occurrences, off the lock."""
+
+    job: Job
+    occurrences: tuple[tuple[Occurrence, str], ...]  # with their identities
+    generation: int  # of the job set: what is bound for an old set is thrown away
+
+
+Effect = (
+    Save
+    | Note
+    | Output
+    | SetClock
+    | Owe
+    | Settle
+    | Launch
+    | Send
+    | Signal
+    | Wake
+    | Forget
+    | Expect
+    | Drop
+    | Lookup
+    | Bind
+)
