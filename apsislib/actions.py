@@ -1,0 +1,101 @@
+"""What follows a transition.
+
+An action is parsed from a job file (or the server's file, for all runs). Whether it is owed is
+decided by the kernel in the transition itself; it is done later, by a hand, and settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from apsislib.conditions import ORDER, parse_states
+from apsislib.errors import FieldError
+from apsislib.runs import Json, instance
+from apsislib.states import State
+
+_KEYS = frozenset({"type", "job_id", "args", "if"})
+
+
+class Action(Protocol):
+    states: frozenset[State] | None  # owed on entering one of these; None: on every transition
+
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleAction:
+    """Schedules a run of `job_id`, now. Values of args are templates; what is missing comes from the run."""
+
+    job_id: str
+    args: Mapping[str, str] = field(default_factory=dict)
+    states: frozenset[State] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        json: dict[str, Any] = {"type": "schedule", "job_id": self.job_id, "args": dict(self.args)}
+        text = f"schedule {instance(self.job_id, self.args)}"
+        if self.states is not None:
+            states = [s.value for s in ORDER if s in self.states]
+            json["if"] = {"states": states}
+            text += f" on {'|'.join(states)}"
+        return json | {"str": text}
+
+
+def owed(action: Json, state: State) -> bool:
+    """Whether an action, in its JSON form, follows a transition into `state`."""
+    states = (action.get("if") or {}).get("states")
+    return states is None or state.value in states
+
+
+def parse(mapping: Any) -> Action:
+    """The action that a mapping means. Raises FieldError with the key path."""
+    if not isinstance(mapping, Mapping):
+        raise FieldError("an action must be a mapping with a type")
+    if "type" not in mapping:
+        raise FieldError("missing type (known: schedule)")
+    if mapping["type"] != "schedule":
+        raise FieldError(f"unknown action type: {mapping['type']} (known: schedule)", ["type"])
+    surplus = [str(k) for k in mapping if k not in _KEYS]
+    if surplus:
+        raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
+    return ScheduleAction(*_target(mapping), _if_states(mapping.get("if")))
+
+
+def successor(value: Any) -> Action:
+    """One entry of `successors`: a job ID or {job_id, args}; a schedule action on success."""
+    if isinstance(value, str):
+        value = {"job_id": value}
+    if not isinstance(value, Mapping):
+        raise FieldError("a successor must be a job ID or a mapping with job_id and args")
+    surplus = [str(k) for k in value if k not in ("job_id", "args")]
+    if surplus:
+        raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
+    return ScheduleAction(*_target(value), frozenset({State.SUCCESS}))
+
+
+def _target(mapping: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
+    if "job_id" not in mapping:
+        raise FieldError("missing key: job_id")
+    if not isinstance(mapping["job_id"], str):
+        raise FieldError(f"job_id must be a string; put quotes around it: {mapping['job_id']!r}", ["job_id"])
+    args = mapping.get("args") or {}
+    if not isinstance(args, Mapping):
+        raise FieldError("args must be a mapping of names to values", ["args"])
+    return mapping["job_id"], {str(k): str(v) for k, v in args.items()}
+
+
+def _if_states(value: Any) -> frozenset[State] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise FieldError("if must be a mapping with states", ["if"])
+    surplus = [str(k) for k in value if k != "states"]
+    if surplus:
+        raise FieldError(f"unexpected keys: {' '.join(surplus)}", ["if", surplus[0]])
+    if value.get("states") is None:
+        return None
+    try:
+        return parse_states(value["states"], "states")
+    except FieldError as error:
+        raise error.under("if") from None

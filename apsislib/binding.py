@@ -1,0 +1,56 @@
+"""Job and args -> what the run will do: every template expanded, once, when the run is made.
+
+Never called under the driver's lock: a template may be slow, or fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from apsislib import templates
+from apsislib.conditions import Binding
+from apsislib.errors import BadRequest
+from apsislib.runs import Args, Job, Json, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    program: Json
+    conds: tuple[Json, ...]
+    actions: tuple[Json, ...]
+    limits: Limits
+
+
+def check_args(job: Job, args: Args) -> None:
+    """Raises BadRequest unless `args` are exactly the job's params, in texts that can be stored."""
+    missing = sorted(set(job.params) - set(args))
+    if missing:
+        raise BadRequest(f"missing args ({', '.join(missing)}) for job {job.job_id}")
+    extra = sorted(set(args) - set(job.params))
+    if extra:
+        raise BadRequest(f"extra args ({', '.join(extra)}) for job {job.job_id}")
+
+
+def bind(
+    job: Job,
+    args: Args,
+    run_id: str | None,
+    find_job: Callable[[str], Job],
+    get_calendar: Callable[[str], Any],
+) -> Bound:
+    """The bound program, conditions and actions. Raises BadRequest, in the template's own words.
+
+    `run_id` is None when a job is only checked. `find_job` raises BadRequest for an unknown job.
+    """
+    check_args(job, args)
+    names = templates.names(args, run_id, job.job_id, get_calendar)
+
+    def expand(text: str) -> str:
+        return templates.expand(text, names)
+
+    to = Binding(job, args, run_id or "r0", expand, find_job)
+    conds = tuple(c.bind(to).to_json() for c in job.conditions if c.enabled(expand))
+    program = job.program.bind(expand)
+    return Bound(program.to_json(), conds, tuple(a.to_json() for a in job.actions), program.limits())

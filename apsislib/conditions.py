@@ -1,0 +1,453 @@
+"""What a run waits for before it starts.
+
+A condition is parsed from a job file, bound for a run (its templates expanded), and judged over a
+View of the other runs. Judging is pure. A verdict that says "not yet" names the keys that could
+change it; the kernel files the run under them and judges again only when one is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+from apsislib.errors import BadRequest, FieldError
+from apsislib.runs import Args, Job, Json, Run, canonical, instance
+from apsislib.states import FINISHED, TRANSITIONS, State, reachable
+
+Key = tuple[str, ...]
+RunKey = tuple[str, str]  # job ID, canonical args
+Expand = Callable[[str], str]
+FindJob = Callable[[str], Job]
+
+ORDER = tuple(State)  # lifecycle order, for texts
+OCCUPYING = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
+
+
+def ended_key(key: RunKey, state: State) -> Key:
+    """Touched when a run of `key` enters `state`."""
+    return ("state", *key, state.value)
+
+
+def slots_key(key: RunKey) -> Key:
+    """Touched when a run of `key` leaves starting, running and stopping. Its waiters are a queue."""
+    return ("slots", *key)
+
+
+class View(Protocol):
+    """What a condition may know of the other runs."""
+
+    def live(self, key: RunKey) -> Iterable[Run]:
+        """Unfinished runs of this job and these args, expected ones included, by run number."""
+
+    def occupied(self, key: RunKey) -> int:
+        """How many of them are starting, running or stopping."""
+
+    def ended(self, key: RunKey) -> frozenset[State] | None:
+        """In which states earlier runs ended, however long ago; None: not known yet, being looked up."""
+
+    def planned(self, key: RunKey) -> bool:
+        """A schedule of the job will make such a run beyond the horizon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    holds: bool
+    reason: str = ""
+    keys: tuple[Key, ...] = ()
+    move: State | None = None  # the run is to go there instead of waiting
+    lookup: RunKey | None = None  # its outcomes have to be looked up first
+
+
+HOLDS = Verdict(True)
+
+
+# -- bound ---------------------------------------------------------------------------------------
+
+
+class Bound(Protocol):
+    """A condition of one run."""
+
+    monotonic: ClassVar[bool]  # once it holds it holds for ever
+
+    def judge(self, run: Run, view: View) -> Verdict: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BoundDependency:
+    """Holds once any run of exactly this instance is in one of `states`, however old."""
+
+    job_id: str
+    args: Args
+    states: frozenset[State]
+    exist: frozenset[State] | None = None
+    monotonic: ClassVar[bool] = True
+
+    def judge(self, run: Run, view: View) -> Verdict:
+        key = (self.job_id, canonical(self.args))
+        live = {r.state for r in view.live(key)}
+        if live & self.states:
+            return HOLDS
+        watched = self.states if self.exist is None else frozenset(State)
+        keys = tuple(ended_key(key, s) for s in ORDER if s in watched)
+        ended = view.ended(key)
+        if ended is None:
+            return Verdict(False, f"looking up runs of {instance(self.job_id, self.args)}", keys, lookup=key)
+        if ended & self.states:
+            return HOLDS
+        name = instance(self.job_id, self.args)
+        if self.exist is not None and not (live | ended) & self.exist:
+            planned = State.SCHEDULED in self.exist and view.planned(key)
+            if not planned:
+                among = "|".join(s for s in ORDER if s in self.exist)
+                return Verdict(False, f"no dependency {name} exists in {among}", keys, move=State.ERROR)
+        found = sorted(live | ended, key=ORDER.index)
+        return Verdict(False, f"{name} is {', '.join(found)}" if found else f"no run of {name} yet", keys)
+
+    def to_json(self) -> dict[str, Any]:
+        return _dependency_json(self.job_id, self.args, self.states, self.exist)
+
+
+@dataclass(frozen=True, slots=True)
+class BoundMaxRunning:
+    """Holds while fewer than `count` runs of the job with these args occupy a slot.
+
+    `stopping` counts: the program is still there. Upstream does not count it.
+    """
+
+    count: int
+    job_id: str
+    args: Args
+    monotonic: ClassVar[bool] = False
+
+    def judge(self, run: Run, view: View) -> Verdict:
+        key = (self.job_id, canonical(self.args))
+        taken = view.occupied(key)
+        if taken < self.count:
+            return HOLDS
+        return Verdict(
+            False, f"{taken} of {self.count} running: {instance(self.job_id, self.args)}", (slots_key(key),)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "apsis.cond.max_running.BoundMaxRunning",
+            "count": self.count,
+            "job_id": self.job_id,
+            "args": dict(self.args),
+            "str": f"fewer than {self.count} runs of {instance(self.job_id, self.args)} running",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BoundSkipDuplicate:
+    """Never blocks: moves the run to `target` if another run of the instance is in a check state.
+
+    Among runs that wait alike the oldest goes on: a waiting run is a duplicate only of an older one.
+    """
+
+    check_states: frozenset[State]
+    target: State
+    job_id: str
+    args: Args
+    run_id: str
+    monotonic: ClassVar[bool] = False
+
+    def judge(self, run: Run, view: View) -> Verdict:
+        for other in view.live((self.job_id, canonical(self.args))):
+            if other.run_id == run.run_id or other.state not in self.check_states:
+                continue
+            if other.state in (State.SCHEDULED, State.WAITING) and other.number > run.number:
+                continue
+            reason = f"transitioning to {self.target} because {other.run_id} {other.state}"
+            return Verdict(False, reason, move=self.target)
+        return HOLDS
+
+    def to_json(self) -> dict[str, Any]:
+        among = [s.value for s in ORDER if s in self.check_states]
+        return {
+            "type": "apsis.cond.skip_duplicate.BoundSkipDuplicate",
+            "check_states": among,
+            "target_state": self.target.value,
+            "instance": [self.job_id, dict(self.args)],
+            "run_id": self.run_id,
+            "str": _skip_text(self.target, self.check_states),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class BoundConst:
+    value: bool
+    monotonic: ClassVar[bool] = True
+
+    def judge(self, run: Run, view: View) -> Verdict:
+        return HOLDS if self.value else Verdict(False, "constant false: waits until started by hand")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"type": "const", "value": self.value, "str": f"const {str(self.value).lower()}"}
+
+
+def load(json: Json) -> Bound:
+    """The bound condition of its stored JSON. Raises BadRequest for a kind that is not known."""
+    match json.get("type"):
+        case "dependency":
+            exist = json.get("exist")
+            return BoundDependency(
+                json["job_id"],
+                json["args"],
+                _states(json.get("states", ["success"]), "states"),
+                None if exist is None else _states(exist, "exist"),
+            )
+        case "apsis.cond.max_running.BoundMaxRunning":
+            return BoundMaxRunning(int(json["count"]), json["job_id"], json["args"])
+        case "apsis.cond.skip_duplicate.BoundSkipDuplicate":
+            job_id, args = json["instance"]
+            check = _states(json["check_states"], "check_states")
+            return BoundSkipDuplicate(check, State(json["target_state"]), job_id, args, json["run_id"])
+        case "const":
+            return BoundConst(bool(json["value"]))
+        case kind:
+            raise BadRequest(f"unknown condition type in the database: {kind}")
+
+
+# -- as job files have them ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Enabled:
+    """`enabled`: absent, a bool, or a template whose text decides (only true/false/empty have meaning)."""
+
+    value: bool | str | None = None
+
+    def __call__(self, expand: Expand) -> bool:
+        if not isinstance(self.value, str):
+            return self.value is not False
+        text = expand(self.value)
+        return text not in ("false", "False", "")
+
+    def json(self) -> dict[str, Any]:
+        return {} if self.value is None else {"enabled": self.value}
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What a condition is bound with."""
+
+    job: Job
+    args: Args
+    run_id: str
+    expand: Expand
+    find_job: FindJob
+
+
+class Condition(Protocol):
+    """A condition of a job."""
+
+    enabled: Enabled
+
+    def bind(self, to: Binding) -> Bound: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dependency:
+    job_id: str
+    args: Mapping[str, str] = field(default_factory=dict)
+    states: frozenset[State] = frozenset({State.SUCCESS})
+    exist: frozenset[State] | None = None
+    enabled: Enabled = Enabled()
+
+    def bind(self, to: Binding) -> BoundDependency:
+        target = to.find_job(to.expand(self.job_id))
+        args: dict[str, str] = {}
+        for param in sorted(target.params):
+            if param in self.args:
+                args[param] = to.expand(self.args[param])
+            elif param in to.args:
+                args[param] = to.args[param]
+            else:
+                raise BadRequest(f"no value for param {param} of job {target.job_id}")
+        return BoundDependency(target.job_id, args, self.states, self.exist)
+
+    def to_json(self) -> dict[str, Any]:
+        return _dependency_json(self.job_id, self.args, self.states, self.exist) | self.enabled.json()
+
+
+@dataclass(frozen=True, slots=True)
+class MaxRunning:
+    count: str = "1"
+    job_id: str | None = None
+    enabled: Enabled = Enabled()
+
+    def bind(self, to: Binding) -> BoundMaxRunning:
+        text = to.expand(self.count)
+        try:
+            count = int(text)
+        except ValueError:
+            raise BadRequest(f"max_running: count is not a whole number: {text!r}") from None
+        if count < 1:
+            raise BadRequest(f"max_running: count must be at least 1, or nothing ever runs: {count}")
+        return BoundMaxRunning(count, self.job_id or to.job.job_id, dict(to.args))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "max_running",
+            "count": self.count,
+            "job_id": self.job_id,
+            "args": None,
+            "str": f"fewer than {self.count} runs running",
+        } | self.enabled.json()
+
+
+@dataclass(frozen=True, slots=True)
+class SkipDuplicate:
+    check_states: frozenset[State] = frozenset({State.WAITING, State.STARTING, State.RUNNING})
+    target: State = State.SKIPPED
+    enabled: Enabled = Enabled()
+
+    def bind(self, to: Binding) -> BoundSkipDuplicate:
+        return BoundSkipDuplicate(self.check_states, self.target, to.job.job_id, dict(to.args), to.run_id)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "skip_duplicate",
+            "check_states": [s.value for s in ORDER if s in self.check_states],
+            "target_state": self.target.value,
+            "str": _skip_text(self.target, self.check_states),
+        } | self.enabled.json()
+
+
+@dataclass(frozen=True, slots=True)
+class Const:
+    value: bool
+    enabled: Enabled = Enabled()
+
+    def bind(self, to: Binding) -> BoundConst:
+        return BoundConst(self.value)
+
+    def to_json(self) -> dict[str, Any]:
+        return BoundConst(self.value).to_json() | self.enabled.json()
+
+
+# -- parsing ---------------------------------------------------------------------------------------
+
+
+def parse(mapping: Any) -> Condition:
+    """The condition that a job file's mapping means. Raises FieldError with the key path."""
+    if not isinstance(mapping, Mapping):
+        raise FieldError("a condition must be a mapping with a type")
+    if "type" not in mapping:
+        raise FieldError(f"missing type (known: {', '.join(_PARSERS)})")
+    kind = mapping["type"]
+    if kind not in _PARSERS:
+        raise FieldError(f"unknown condition type: {kind} (known: {', '.join(_PARSERS)})", ["type"])
+    known, parser = _PARSERS[kind]
+    surplus = [str(k) for k in mapping if k not in known and k not in ("type", "enabled")]
+    if surplus:
+        raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
+    enabled = mapping.get("enabled")
+    if enabled is not None and not isinstance(enabled, bool | str):
+        raise FieldError("enabled must be a bool or a quoted string", ["enabled"])
+    return parser(mapping, Enabled(enabled))
+
+
+def parse_states(value: Any, key: str) -> frozenset[State]:
+    """The set of states that a state name or a list of them means."""
+    try:
+        return _states(value, key)
+    except ValueError as error:
+        raise FieldError(str(error), [key]) from None
+
+
+def _parse_dependency(m: Mapping[str, Any], enabled: Enabled) -> Dependency:
+    if "job_id" not in m:
+        raise FieldError("missing key: job_id")
+    job_id = m["job_id"]
+    if not isinstance(job_id, str):
+        raise FieldError(f"job_id must be a string; put quotes around it: {job_id!r}", ["job_id"])
+    args = m.get("args") or {}
+    if not isinstance(args, Mapping):
+        raise FieldError("args must be a mapping of names to values", ["args"])
+    states = parse_states(m.get("states", "success"), "states")
+    exist: frozenset[State] | None
+    match m.get("exist"):
+        case None | False:
+            exist = None
+        case True:
+            exist = reachable(states)
+        case value:
+            exist = parse_states(value, "exist")
+            if not states <= exist:
+                raise FieldError("exist must include all of states, or use exist: true", ["exist"])
+    return Dependency(job_id, {str(k): str(v) for k, v in args.items()}, states, exist, enabled)
+
+
+def _parse_max_running(m: Mapping[str, Any], enabled: Enabled) -> MaxRunning:
+    if m.get("args") is not None:
+        raise FieldError("args is not supported: runs with the same args are counted; remove it", ["args"])
+    count = m.get("count", 1)
+    if isinstance(count, bool) or not isinstance(count, int | str):
+        raise FieldError(f"count must be a whole number or a template: {count!r}", ["count"])
+    if isinstance(count, int) and count < 1:
+        raise FieldError(f"count must be at least 1, or nothing ever runs: {count}", ["count"])
+    job_id = m.get("job_id")
+    if job_id is not None and not isinstance(job_id, str):
+        raise FieldError(f"job_id must be a string; put quotes around it: {job_id!r}", ["job_id"])
+    return MaxRunning(str(count), job_id, enabled)
+
+
+def _parse_skip_duplicate(m: Mapping[str, Any], enabled: Enabled) -> SkipDuplicate:
+    plain = SkipDuplicate()
+    check = parse_states(m["check_states"], "check_states") if "check_states" in m else plain.check_states
+    target = next(iter(parse_states(m.get("target_state", "skipped"), "target_state")), None)
+    if target not in FINISHED:
+        known = ", ".join(s for s in ORDER if s in FINISHED)
+        raise FieldError(
+            f"invalid target state: {m['target_state']} (finished states: {known})", ["target_state"]
+        )
+    return SkipDuplicate(check, target, enabled)
+
+
+def _parse_const(m: Mapping[str, Any], enabled: Enabled) -> Const:
+    if "value" not in m:
+        raise FieldError("missing key: value")
+    if not isinstance(m["value"], bool):
+        raise FieldError(f"value must be true or false, without quotes: {m['value']!r}", ["value"])
+    return Const(m["value"], enabled)
+
+
+_PARSERS: dict[str, tuple[frozenset[str], Callable[[Mapping[str, Any], Enabled], Condition]]] = {
+    "dependency": (frozenset({"job_id", "args", "states", "exist"}), _parse_dependency),
+    "max_running": (frozenset({"count", "job_id", "args"}), _parse_max_running),
+    "skip_duplicate": (frozenset({"check_states", "target_state"}), _parse_skip_duplicate),
+    "const": (frozenset({"value"}), _parse_const),
+}
+
+
+def _states(value: Any, key: str) -> frozenset[State]:
+    names: Sequence[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names:
+        raise ValueError(f"{key} must be a state or a list of states (known: {', '.join(TRANSITIONS)})")
+    for name in names:
+        if name not in TRANSITIONS:
+            raise ValueError(f"not a state: {name!r} (known: {', '.join(TRANSITIONS)})")
+    return frozenset(State(n) for n in names)
+
+
+def _dependency_json(
+    job_id: str, args: Args, states: frozenset[State], exist: frozenset[State] | None
+) -> dict[str, Any]:
+    json: dict[str, Any] = {"type": "dependency", "job_id": job_id, "args": dict(args)}
+    wanted = [s.value for s in ORDER if s in states]
+    text = f"dependency {instance(job_id, args)} is {'|'.join(wanted)}"
+    if states != {State.SUCCESS}:
+        json["states"] = wanted
+    if exist is not None:
+        json["exist"] = [s.value for s in ORDER if s in exist]
+        text += f", must exist as {'|'.join(json['exist'])}"
+    return json | {"str": text}
+
+
+def _skip_text(target: State, check_states: frozenset[State]) -> str:
+    return f"transition to {target} if another run is {'|'.join(s for s in ORDER if s in check_states)}"
