@@ -19,7 +19,9 @@ _KEYS = frozenset({"type", "job_id", "args", "if"})
 
 
 class Action(Protocol):
-    states: frozenset[State] | None  # owed on entering one of these; None: on every transition
+    @property
+    def states(self) -> frozenset[State] | None:
+        """Owed on entering one of these; None: on every transition."""
 
     def to_json(self) -> dict[str, Any]: ...
 

@@ -244,7 +244,8 @@ class Binding:
 class Condition(Protocol):
     """A condition of a job."""
 
-    enabled: Enabled
+    @property
+    def enabled(self) -> Enabled: ...
 
     def bind(self, to: Binding) -> Bound: ...
     def to_json(self) -> dict[str, Any]: ...

@@ -8,8 +8,10 @@ made into objects where they are used (programs.load, conditions.load, actions.l
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Protocol
 
@@ -25,6 +27,30 @@ def canonical(args: Args) -> str:
     Equality of this text is equality of args; it is the database's index key.
     """
     return json.dumps(dict(args), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_args(text: str) -> dict[str, str]:
+    """The args of their canonical text."""
+    args: dict[str, str] = json.loads(text)
+    return args
+
+
+def occurrence_time(identity: str) -> float:
+    """The instant in an occurrence's identity."""
+    return float(json.loads(identity)[2])
+
+
+def stamp(instant: float) -> str:
+    """An instant as run logs write it: ISO, UTC, to the second."""
+    return datetime.fromtimestamp(int(instant), UTC).isoformat()
+
+
+def signal_name(signum: int) -> str:
+    """SIGTERM for 15; the number where it has no name."""
+    try:
+        return signal.Signals(signum).name
+    except ValueError:
+        return str(signum)
 
 
 def instance(job_id: str, args: Args) -> str:
@@ -286,6 +312,13 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Connect:
+    """After a restart: have the program look for its process at the agent."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """After the commit of Placed: send the start to the chosen agent."""
 
@@ -338,9 +371,9 @@ class Lookup:
 class Bind:
     """Not stored: make (bind) the expected runs of these occurrences, off the lock."""
 
+    token: int  # to be given back to Scheduler.expect
     job: Job
-    occurrences: tuple[tuple[Occurrence, str], ...]  # with their identities
-    generation: int  # of the job set: what is bound for an old set is thrown away
+    occurrences: tuple[tuple[Occurrence, Args, str], ...]  # with args cut to the job's params, and identity
 
 
 Effect = (
@@ -351,6 +384,7 @@ Effect = (
     | Owe
     | Settle
     | Launch
+    | Connect
     | Send
     | Signal
     | Wake

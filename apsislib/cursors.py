@@ -1,0 +1,128 @@
+"""Where each schedule has got to: which expected runs are to be made next.
+
+A cursor stands before the first occurrence not yet handed out. It is due when that occurrence
+comes within the horizon, and rests while `limit` of its runs are expected already.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from apsislib.runs import Args, Job, Occurrence, Schedule, canonical
+
+
+@dataclass(slots=True, eq=False)
+class Cursor:
+    job: Job
+    rest: Iterator[Occurrence]
+    next: Occurrence | None
+    expected: int = 0  # runs made and still expected
+    queued: bool = False
+
+
+@dataclass(slots=True)
+class _Equals:
+    """Per job: how many occurrences share args and instant, so that each gets an ordinal."""
+
+    counts: dict[tuple[str, float], int] = field(default_factory=dict)
+
+
+class Cursors:
+    def __init__(self, horizon: float, limit: int) -> None:
+        self._horizon = horizon
+        self._limit = limit
+        self._heap: list[tuple[float, int, Cursor]] = []
+        self._by_job: dict[str, list[Cursor]] = {}
+        self._equals: dict[str, _Equals] = {}
+        self._seq = 0
+
+    def add(self, job: Job, start: float) -> None:
+        """Stand before the first occurrences at or after `start` of the job's enabled schedules."""
+        cursors = self._by_job[job.job_id] = []
+        self._equals[job.job_id] = _Equals()
+        for schedule in job.schedules:
+            if schedule.enabled:
+                rest = schedule.after(start)
+                cursor = Cursor(job, rest, next(rest, None))
+                cursors.append(cursor)
+                self._queue(cursor)
+
+    def remove(self, job_id: str) -> None:
+        for cursor in self._by_job.pop(job_id, ()):
+            cursor.next = None  # its heap entry is dropped when it comes up
+        self._equals.pop(job_id, None)
+
+    def due(self) -> float | None:
+        """The wall instant at which the next occurrence comes within the horizon."""
+        while self._heap and self._heap[0][2].next is None:
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def unmade(self) -> float | None:
+        """The earliest instant that has not been handed out."""
+        due = self.due()
+        return None if due is None else due + self._horizon
+
+    def take(self, now: float, limit: int) -> tuple[Cursor, list[tuple[Occurrence, Args, str]]] | None:
+        """Up to `limit` occurrences of one schedule within the horizon, each with its args and identity."""
+        due = self.due()
+        if due is None or due > now:
+            return None
+        cursor = heapq.heappop(self._heap)[2]
+        cursor.queued = False
+        taken: list[tuple[Occurrence, Args, str]] = []
+        end = now + self._horizon
+        room = min(limit, self._limit - cursor.expected)
+        while cursor.next is not None and cursor.next.time <= end and len(taken) < room:
+            occurrence = cursor.next
+            args = {p: occurrence.args[p] for p in cursor.job.params if p in occurrence.args}
+            taken.append((occurrence, args, self._identity(cursor.job.job_id, args, occurrence.time)))
+            cursor.next = next(cursor.rest, None)
+        cursor.expected += len(taken)
+        self._queue(cursor)
+        return cursor, taken
+
+    def left(self, cursor: Cursor) -> None:
+        """One of its runs is not expected any more."""
+        cursor.expected -= 1
+        self._queue(cursor)
+
+    def forget_before(self, instant: float) -> None:
+        """Ordinals are only counted among occurrences that may still be handed out or made again."""
+        for equals in self._equals.values():
+            if equals.counts and next(iter(equals.counts))[1] < instant:
+                equals.counts = {k: n for k, n in equals.counts.items() if k[1] >= instant}
+
+    def plans(self, job: Job, args: Args, start: float, look: int = 200) -> bool:
+        """Whether a schedule makes a run with these args at or after `start`, `look` occurrences ahead."""
+        for schedule in job.schedules:
+            if schedule.enabled and _makes(schedule, job, args, start, look):
+                return True
+        return False
+
+    def _identity(self, job_id: str, args: Args, instant: float) -> str:
+        # The schedule's place in the file is no part of it: among equals the ordinal is enough, and
+        # a job file whose schedules were put in another order must not bring a skipped run back.
+        counts = self._equals[job_id].counts
+        text = canonical(args)
+        ordinal = counts.get((text, instant), 0)
+        counts[text, instant] = ordinal + 1
+        return json.dumps([job_id, text, round(instant, 6), ordinal], ensure_ascii=False)
+
+    def _queue(self, cursor: Cursor) -> None:
+        if cursor.next is not None and not cursor.queued and cursor.expected < self._limit:
+            cursor.queued = True
+            self._seq += 1
+            heapq.heappush(self._heap, (cursor.next.time - self._horizon, self._seq, cursor))
+
+
+def _makes(schedule: Schedule, job: Job, args: Mapping[str, str], start: float, look: int) -> bool:
+    for n, occurrence in enumerate(schedule.after(start)):
+        if n == look:
+            break
+        if {p: occurrence.args[p] for p in job.params if p in occurrence.args} == args:
+            return True
+    return False

@@ -1,0 +1,160 @@
+"""Who waits for what, and what is known of runs that have ended.
+
+A waiter is filed under the keys that its verdict named. Touching a key makes its waiters ready to
+be judged again; a slots key wakes only the head of its queue, so that a limit with ten thousand
+waiters costs each completion no more than one with ten.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from apsislib.conditions import Bound, Key, RunKey
+from apsislib.states import FINISHED, State
+
+REMEMBERED = 10_000  # instances whose outcomes are kept; a query each brings back what was dropped
+
+
+@dataclass(slots=True)
+class Wait:
+    """One waiting run."""
+
+    number: int
+    conds: tuple[Bound, ...]
+    at: int = 0  # index of the first condition not yet satisfied; len(conds): only re-checks are left
+    blocked: int = 0  # index of the condition that it waits for
+    since: float = 0.0  # wall instant from which it waits for that one
+    reason: str = ""
+    keys: tuple[Key, ...] = ()
+
+
+class Waits:
+    def __init__(self) -> None:
+        self._waits: dict[str, Wait] = {}
+        self._filed: dict[Key, dict[str, None]] = {}
+        self._queues: dict[Key, list[tuple[int, str]]] = {}  # slots keys: heaps; may hold who has left
+        self._ready: deque[str] = deque()
+        self._is_ready: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    def get(self, run_id: str) -> Wait | None:
+        return self._waits.get(run_id)
+
+    def enter(self, run_id: str, wait: Wait) -> None:
+        self._waits[run_id] = wait
+        self.wake(run_id)
+
+    def leave(self, run_id: str) -> None:
+        """It waits no more; if it was the head of a queue, the next one is looked at."""
+        wait = self._waits.pop(run_id, None)
+        if wait is not None:
+            self._unfile(run_id, wait)
+
+    def file(self, run_id: str, keys: tuple[Key, ...]) -> None:
+        """Judge it again when one of `keys` is touched."""
+        wait = self._waits[run_id]
+        wait.keys = keys
+        for key in keys:
+            if key[0] == "slots":
+                heapq.heappush(self._queues.setdefault(key, []), (wait.number, run_id))
+            else:
+                self._filed.setdefault(key, {})[run_id] = None
+
+    def take(self, run_id: str) -> Wait:
+        """The wait of a run that is about to be judged, filed under nothing."""
+        wait = self._waits[run_id]
+        self._unfile(run_id, wait)
+        return wait
+
+    def wake(self, run_id: str) -> None:
+        if run_id not in self._is_ready:
+            self._is_ready.add(run_id)
+            self._ready.append(run_id)
+
+    def touch(self, key: Key) -> None:
+        for run_id in self._filed.get(key, ()):
+            self.wake(run_id)
+        if key in self._queues:
+            head = self.head(key)
+            if head is not None:
+                self.wake(head)
+
+    def head(self, key: Key) -> str | None:
+        """The oldest waiter of a slots key."""
+        queue = self._queues.get(key)
+        while queue:
+            wait = self._waits.get(queue[0][1])
+            if wait is not None and key in wait.keys:
+                return queue[0][1]
+            heapq.heappop(queue)
+        self._queues.pop(key, None)
+        return None
+
+    @property
+    def ready(self) -> bool:
+        return bool(self._ready)
+
+    def next_ready(self) -> str | None:
+        while self._ready:
+            run_id = self._ready.popleft()
+            self._is_ready.discard(run_id)
+            if run_id in self._waits:
+                return run_id
+        return None
+
+    def _unfile(self, run_id: str, wait: Wait) -> None:
+        keys, wait.keys = wait.keys, ()
+        for key in keys:
+            if key[0] == "slots":
+                head = self.head(key)
+                if head is not None:
+                    self.wake(head)
+            else:
+                filed = self._filed[key]
+                del filed[run_id]
+                if not filed:
+                    del self._filed[key]
+
+
+class Outcomes:
+    """In which states runs of an instance ended: what this process saw, or what a query brought."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[RunKey, frozenset[State]] = OrderedDict()
+        # Endings seen while a query is under way; its answer may be older than they are.
+        self._asked: dict[RunKey, set[State]] = {}
+
+    def get(self, key: RunKey) -> frozenset[State] | None:
+        found = self._known.get(key)
+        if found is not None:
+            self._known.move_to_end(key)
+        return found
+
+    def ask(self, key: RunKey) -> bool:
+        """Note that the database is to be asked; False if it is being asked already."""
+        if key in self._asked:
+            return False
+        self._asked[key] = set()
+        return True
+
+    def answer(self, key: RunKey, states: Iterable[State]) -> None:
+        seen = self._asked.pop(key, set())
+        self._known[key] = (frozenset(states) & FINISHED) | seen
+        self._known.move_to_end(key)
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+
+    def ended(self, key: RunKey, state: State) -> None:
+        if key in self._known:
+            self._known[key] |= {state}
+        if key in self._asked:
+            self._asked[key].add(state)
+
+    def forget(self, key: RunKey) -> None:
+        """A mark or an archive changed the past: ask again."""
+        self._known.pop(key, None)
