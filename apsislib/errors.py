@@ -3,7 +3,8 @@
 ApsisError            500   anything of ours that is nobody's fault at the door
 ├── BadRequest        400   what was asked cannot be meant
 │   ├── FieldError    400   ... because of one key of a mapping (a job file, the config, a body)
-│   └── JobError      400   ... because of one line of one file
+│   ├── JobError      400   ... because of one line of one file
+│   └── JobErrors     400   ... because of several
 ├── NotFound          404
 ├── RunError          400   the run is in no state for this
 └── Unavailable       503   try again later: the disk is full, the server is stopping
@@ -51,6 +52,25 @@ class JobError(BadRequest):
         self.line = line
         self.message = message
         self.job_id = job_id
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Files are parsed in a child process; BaseException alone would lose path and line.
+        return JobError, (self.path, self.line, self.message, self.job_id)
+
+
+class JobErrors(BadRequest):
+    """All that is wrong with a directory of job files, or with the server's file.
+
+    The text is one sentence; `errors` has the details, sorted by path and line.
+    """
+
+    def __init__(self, message: str, errors: Iterable[JobError]) -> None:
+        super().__init__(message)
+        self.message = message
+        self.errors = tuple(sorted(errors, key=lambda e: (e.path, e.line or 0)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobErrors, (self.message, self.errors)
 
 
 class NotFound(ApsisError):
