@@ -81,7 +81,8 @@ class Occurrence:
 class Schedule(Protocol):
     """When a job runs. Pure: holds no position and no clock."""
 
-    enabled: bool
+    @property
+    def enabled(self) -> bool: ...
 
     def after(self, start: float) -> Iterator[Occurrence]:
         """Occurrences at or after `start`, ascending. Ends where the schedule ends; never loops unbounded."""
@@ -284,6 +285,14 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveJob:
+    """Write an ad hoc job's definition."""
+
+    job_id: str
+    json: Json
+
+
+@dataclass(frozen=True, slots=True)
 class SetClock:
     """Everything due before this instant has been claimed."""
 
@@ -380,6 +389,7 @@ Effect = (
     Save
     | Note
     | Output
+    | SaveJob
     | SetClock
     | Owe
     | Settle

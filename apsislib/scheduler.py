@@ -102,8 +102,16 @@ class Scheduler:
 
     # -- time ------------------------------------------------------------------------------------
 
-    def tick(self, wall: float, boot: float, limit: int = 100) -> None:
-        """Do what is due, at most about `limit` steps of it, so that no hold of the lock is long."""
+    def tick(self, wall: float, boot: float, limit: int = 100, brake: bool = False) -> None:
+        """Do what is due, at most about `limit` steps of it, so that no hold of the lock is long.
+
+        `brake`: the disk is failing. Nothing new is started; what runs is still timed out and killed.
+        """
+        if brake:
+            while limit > 0 and (due := self._alarms.pop(float("-inf"), boot)) is not None:
+                limit -= 1
+                self._ring(*due, wall, boot)
+            return
         while limit > 0 and (taken := self._cursors.take(wall, limit)) is not None:
             limit -= self._bind(*taken) + 1
         while limit > 0 and (due := self._alarms.pop(wall, boot)) is not None:
@@ -291,8 +299,21 @@ class Scheduler:
 
     @property
     def binding(self) -> bool:
-        """Occurrences that are being bound, or past ones that are not made yet."""
+        """Some occurrences are being bound."""
         return bool(self._binding)
+
+    def due(self) -> float | None:
+        """The wall instant at which more expected runs are to be made."""
+        return self._cursors.due()
+
+    def discard(self, run_id: str) -> None:
+        """The run's row was refused: it was made before, by an earlier process. It never was here."""
+        run = self.runs.get(run_id)
+        if run is not None:
+            self._waits.leave(run_id)
+            if run.state in OCCUPYING:
+                self._touch(replace(run, state=State.SKIPPED), run.state)
+            self._remove(run_id)
 
     # -- what alarms mean ------------------------------------------------------------------------
 
@@ -361,7 +382,8 @@ class Scheduler:
 
         `last`: its time to wait is over, so what does not hold now is an error.
         """
-        run, wait = self.runs[run_id], self._waits.take(run_id)
+        run = self.runs[run_id]
+        wait, keys = self._waits.take(run_id)
         verdict, index = self._verdict(run, wait, wall)
         if verdict.holds:
             self._waits.leave(run_id)
@@ -382,6 +404,7 @@ class Scheduler:
             self._waits.file(run_id, verdict.keys)
             if verdict.lookup is not None and self._outcomes.ask(verdict.lookup):
                 self.outbox.append(Lookup(verdict.lookup))
+        self._waits.passed(keys, self._waits.get(run_id))
 
     def _verdict(self, run: Run, wait: Wait, wall: float) -> tuple[Verdict, int]:
         for index in range(wait.at, len(wait.conds)):
@@ -685,6 +708,8 @@ class Scheduler:
         run = self.runs.get(run_id)
         if run is not None and run.state not in FINISHED:
             run = self._claim(run)
+            if run.state in OCCUPYING:
+                self.outbox.append(Forget(run))
             self.outbox.append(Output(run_id, message.encode("utf-8", "replace"), "traceback", "traceback"))
             last = message.strip().splitlines()[-1] if message.strip() else "internal error"
             self._move(run, State.ERROR, wall, f"error: {last}", force=True)

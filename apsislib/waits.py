@@ -53,7 +53,7 @@ class Waits:
         """It waits no more; if it was the head of a queue, the next one is looked at."""
         wait = self._waits.pop(run_id, None)
         if wait is not None:
-            self._unfile(run_id, wait)
+            self.passed(self._unfile(run_id, wait), None)
 
     def file(self, run_id: str, keys: tuple[Key, ...]) -> None:
         """Judge it again when one of `keys` is touched."""
@@ -65,11 +65,21 @@ class Waits:
             else:
                 self._filed.setdefault(key, {})[run_id] = None
 
-    def take(self, run_id: str) -> Wait:
-        """The wait of a run that is about to be judged, filed under nothing."""
+    def take(self, run_id: str) -> tuple[Wait, tuple[Key, ...]]:
+        """The wait of a run that is about to be judged, and the keys that it was filed under till now."""
         wait = self._waits[run_id]
-        self._unfile(run_id, wait)
-        return wait
+        return wait, self._unfile(run_id, wait)
+
+    def passed(self, keys: tuple[Key, ...], wait: Wait | None) -> None:
+        """A run has been judged: where it is not queued any more, the next one is looked at.
+
+        Not before: two heads that both find no slot would wake each other for ever.
+        """
+        for key in keys:
+            if key[0] == "slots" and (wait is None or key not in wait.keys):
+                head = self.head(key)
+                if head is not None:
+                    self.wake(head)
 
     def wake(self, run_id: str) -> None:
         if run_id not in self._is_ready:
@@ -107,18 +117,15 @@ class Waits:
                 return run_id
         return None
 
-    def _unfile(self, run_id: str, wait: Wait) -> None:
+    def _unfile(self, run_id: str, wait: Wait) -> tuple[Key, ...]:
         keys, wait.keys = wait.keys, ()
         for key in keys:
-            if key[0] == "slots":
-                head = self.head(key)
-                if head is not None:
-                    self.wake(head)
-            else:
+            if key[0] != "slots":  # from a queue it is dropped when it comes up
                 filed = self._filed[key]
                 del filed[run_id]
                 if not filed:
                     del self._filed[key]
+        return keys
 
 
 class Outcomes:

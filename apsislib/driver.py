@@ -1,0 +1,784 @@
+"""THE LOCK, and the threads around the kernel.
+
+A command takes the lock, lets the kernel decide, and hands what was decided to the writer before it
+lets go: so the database sees decisions in the order they were made. What has to be *done* (a program
+started, an action, a template expanded) is done by hands, after the writer has said that it is on disk.
+
+    apsis-timer      ticks the kernel when something is due
+    apsis-program    tells programs what was decided about their runs, in order
+    apsis-bind-N     expands templates of expected runs, asks the database for outcomes
+    apsis-action-N   does owed actions
+    apsis-remote-N   blocking work of programs (ECS, users' classes)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from apsislib import binding, templates
+from apsislib.clock import Clock, Deadline
+from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
+from apsislib.feeds import Feed
+from apsislib.jobs import JobSet
+from apsislib.runs import (
+    Bind,
+    Connect,
+    Drop,
+    Effect,
+    Expect,
+    Forget,
+    Job,
+    Json,
+    Launch,
+    Lookup,
+    Note,
+    Output,
+    Owe,
+    Report,
+    Run,
+    Save,
+    SaveJob,
+    Send,
+    Settle,
+    Signal,
+    Wake,
+    instance,
+    run_number,
+)
+from apsislib.scheduler import Scheduler, Settings
+from apsislib.states import FINISHED, State
+from apsislib.store import Store
+
+log = logging.getLogger(__name__)
+
+NAP = 5.0  # s; a wall clock set forward by an operator must not be slept through
+SLICE = 100  # steps of one hold of the lock: a few ms
+INSTANT = 0.25  # s; how long a POST waits for runs that end at once
+STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
+COMMIT = 30.0  # s; how long a command waits for its commit before it answers 503
+ID_BLOCK = 256  # run IDs reserved at a time: a crash skips as many at most
+
+_CALLS = (Launch, Connect, Send, Signal, Wake, Forget)
+_SHOWN = (Save, Note, Output, Expect, Drop)
+
+
+class Program(Protocol):
+    """A bound program, as the driver calls it (programs/base.py says what each call means)."""
+
+    def limits(self) -> Any: ...
+    def prepare(self, run: Run) -> Json | None: ...
+    def launch(self, run: Run, host: Any) -> None: ...
+    def connect(self, run: Run, host: Any) -> None: ...
+    def send(self, run: Run, host: Any) -> None: ...
+    def signal(self, run: Run, host: Any, signum: int, stop: bool) -> None: ...
+    def wake(self, run: Run, host: Any) -> None: ...
+    def forget(self, run: Run, host: Any) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the driver is given from above, where its layer may not look."""
+
+    load_program: Callable[[Json], Program]
+    parse_ad_hoc: Callable[[Mapping[str, Any], str], Job]
+    load_jobs: Callable[[], JobSet]  # reads and checks the job directory; raises JobErrors
+    get_calendar: Callable[[str], Any]
+    host: Callable[[Driver], Any]  # makes the Host that programs are given
+    die: Callable[[str], None]  # the process cannot go on: exits with status 70
+
+
+class _Watch:
+    """Somebody waits for a run to end."""
+
+    __slots__ = ("event", "run")
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.run: Run | None = None
+
+
+class Driver:
+    def __init__(
+        self, settings: Settings, jobs: JobSet, store: Store, feed: Feed, clock: Clock, parts: Parts
+    ) -> None:
+        """`store` is open, its writer not started; give it `committed` and `unwritable` as callbacks."""
+        self.jobs = jobs  # immutable; replaced whole by a reload, under the lock
+        self.is_running = threading.Event()
+        self.clock = clock
+        self._store = store
+        self._feed = feed
+        self._parts = parts
+        self._host = parts.host(self)
+        with store.read() as reader:
+            stored = reader.clock()
+            now = clock.wall()
+            self._kernel = Scheduler(
+                settings,
+                now if stored is None else stored,
+                () if stored is None else reader.occurrences(stored),
+            )
+            self._ad_hoc: dict[str, Job] = self._read_ad_hoc(reader.ad_hoc())
+        # Protects the kernel. Nothing but leaf locks is taken under it, and no I/O is done.
+        self._lock = threading.Lock()
+        self._owner = 0  # ident of the thread that holds it
+        self._due = threading.Condition(self._lock)  # the timer sleeps on it until something may be due
+        self._stopping = False
+        self._offset = clock.wall() - clock.boot()
+        self._ids_lock = threading.Lock()  # protects _ids; a block is reserved on disk under it
+        self._ids: list[int] = []
+        self._watches: dict[str, _Watch] = {}  # dict operations are atomic; no lock
+        self._bound: dict[str, Program] = {}  # apsis-program only
+        self._overtaken: set[int] = set()  # ids of Signal effects already acted on; under the lock
+        self._lateness = _Extent()
+        self._holds = _Extent()
+        self._timer = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
+        self._programs = ThreadPoolExecutor(1, "apsis-program")
+        self._binders = ThreadPoolExecutor(2, "apsis-bind")
+        self._actors = ThreadPoolExecutor(2, "apsis-action")
+        self._remote = ThreadPoolExecutor(8, "apsis-remote")
+
+    # -- life ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what an earlier process left, and start the timer. The store's writer must run.
+
+        Returns once every program of a live run has been told to look for its process, so that agents
+        may be let in.
+        """
+        with self._store.read() as reader:
+            active = [replace(run, limits=self._limits(run)) for run in reader.active()]
+            owed = reader.owed()
+        with self._hold() as kernel:
+            kernel.set_jobs(self.jobs.jobs.values())
+            kernel.restore(active, self.clock.wall(), self.clock.boot())
+        self._store.wait(self._flushed, COMMIT)
+        self._programs.submit(lambda: None).result()  # Connect effects have been acted on
+        for owe in owed:
+            self._actors.submit(self._do_action, owe)
+        self._timer.start()
+        log.info("restored %d runs, %d owed actions", len(active), len(owed))
+
+    def stop(self, deadline: Deadline) -> list[str]:
+        """Stop the timer and the hands; runs go on. Answers the names of threads still alive."""
+        with self._lock:
+            self._stopping = True
+            self._due.notify_all()
+        if self._timer.ident is not None:
+            self._timer.join(deadline.left())
+        threads = [self._timer]
+        for pool in (self._actors, self._binders, self._programs, self._remote):
+            threads += list(pool._threads)
+            pool.shutdown(wait=False, cancel_futures=True)
+        for thread in threads[1:]:
+            thread.join(deadline.left())
+        return [t.name for t in threads if t.is_alive()]
+
+    def _tick_for_ever(self) -> None:
+        """(apsis-timer) Ends when stop() was called; an exception is the end of the process."""
+        try:
+            while self._tick():
+                pass
+        except BaseException:
+            log.critical("the timer died:\n%s", traceback.format_exc())
+            self._parts.die("timer")
+
+    def _tick(self) -> bool:
+        with self._hold() as kernel:
+            if self._stopping:
+                return False
+            wall, boot = self.clock.wall(), self.clock.boot()
+            self._notice_step(wall, boot)
+            due = kernel.next_wake()[0]
+            if due:
+                self._lateness.add(max(0.0, wall - due))
+            kernel.tick(wall, boot, SLICE, brake=self._store.braked)
+            if not self.is_running.is_set() and not kernel.binding and (kernel.due() or wall + 1) > wall:
+                kernel.restored()
+                self.is_running.set()
+            self._flush_locked()
+            next_wall, next_boot = kernel.next_wake()
+            nap = NAP
+            if not self._store.braked:
+                if next_wall is not None:
+                    nap = min(nap, next_wall - self.clock.wall())
+                if next_boot is not None:
+                    nap = min(nap, next_boot - self.clock.boot())
+            # Between slices of a burst the lock is let go for an instant: commands must get in.
+            self._owner = 0
+            self._due.wait(max(nap, 0.0002))
+            self._owner = threading.get_ident()
+            return not self._stopping
+
+    def _notice_step(self, wall: float, boot: float) -> None:
+        delta = wall - boot - self._offset
+        self._offset += delta
+        if abs(delta) > STEP:
+            log.warning("the wall clock was set by %+.3f s; schedules follow it, durations do not", delta)
+            self._kernel.stepped(delta, wall)
+
+    # -- the lock ----------------------------------------------------------------------------------
+
+    def _hold(self) -> _Hold:
+        return _Hold(self)
+
+    def _flush_locked(self) -> None:
+        """Hand what was decided to the writer, in order, and note the ticket of its commit."""
+        assert self._owner == threading.get_ident()
+        effects = self._kernel.outbox
+        if effects:
+            self._kernel.outbox = []
+            self._flushed = self._store.put(effects)
+            if self._store.braked:
+                self._overtake_locked(effects)
+
+    _flushed = 0  # ticket of the latest hand-over; read by the thread that made it, under the lock
+
+    def _overtake_locked(self, effects: Iterable[Effect]) -> None:
+        """The disk fails: a stop or kill must not wait for it to be repaired."""
+        signals = [e for e in effects if isinstance(e, Signal)]
+        self._overtaken.update(id(e) for e in signals)
+        if signals:
+            self._programs.submit(self._call, signals, ())
+
+    # -- after the commit --------------------------------------------------------------------------
+
+    def committed(self, effects: Sequence[Effect], grew: Sequence[Any]) -> None:
+        """(apsis-writer) What was decided is on disk: act, then tell."""
+        calls = [e for e in effects if isinstance(e, _CALLS)]
+        ended = [e.run for e in effects if isinstance(e, Save) and e.run.state in FINISHED]
+        if calls or ended:
+            self._submit(self._programs, self._call, calls, ended)
+        for effect in effects:
+            match effect:
+                case Bind():
+                    self._submit(self._binders, self._bind, effect)
+                case Lookup(key):
+                    self._submit(self._binders, self._look_up, key)
+                case Owe():
+                    self._submit(self._actors, self._do_action, effect)
+        for run in ended:
+            watch = self._watches.get(run.run_id)
+            if watch is not None:
+                watch.run = run
+                watch.event.set()
+        self._feed.publish([e for e in effects if isinstance(e, _SHOWN)] + list(grew))
+
+    def unwritable(self, effect: Effect, error: Exception) -> None:
+        """(apsis-writer) The database refuses this effect, for what it says: only its run suffers."""
+        run_id = getattr(effect, "run_id", None) or getattr(getattr(effect, "run", None), "run_id", None)
+        log.error("run %s could not be written: %s", run_id, error)
+        if run_id is None:
+            return
+        message = f"could not be recorded: {error}"
+        if isinstance(effect, Save):
+            # Its row itself is refused (made already for this occurrence or action): it never was.
+            self._submit(self._programs, self._discard, run_id)
+        else:
+            self._submit(self._programs, self._fail, run_id, message)
+
+    def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
+        try:
+            pool.submit(self._guarded, work, *args)
+        except RuntimeError:  # the pool is shut down: what is owed on disk is taken up at the next start
+            assert self._stopping
+
+    def _guarded(self, work: Callable[..., None], *args: Any) -> None:
+        try:
+            work(*args)
+        except Exception:
+            log.error("%s failed:\n%s", work.__name__, traceback.format_exc())
+
+    def _call(self, calls: Iterable[Effect], ended: Sequence[Run]) -> None:
+        """(apsis-program) Tell programs what was decided; then let go of runs that have ended."""
+        for effect in calls:
+            if id(effect) in self._overtaken:
+                self._overtaken.discard(id(effect))
+                if not self._store.braked:
+                    continue
+            run: Run = effect.run  # type: ignore[union-attr]
+            try:
+                self._call_program(effect, run)
+            except Exception:
+                text = traceback.format_exc()
+                log.error("program of run %s failed:\n%s", run.run_id, text)
+                self._fail(run.run_id, text)
+        if ended:
+            with self._hold() as kernel:
+                kernel.evict(ended)
+
+    def _call_program(self, effect: Effect, run: Run) -> None:
+        program = self._bound.get(run.run_id)
+        if program is None:
+            program = self._bound[run.run_id] = self._parts.load_program(run.program or {})
+        match effect:
+            case Launch():
+                program.launch(run, self._host)
+            case Connect():
+                program.connect(run, self._host)
+            case Send():
+                program.send(run, self._host)
+            case Signal(signum=signum, stop=stop):
+                program.signal(run, self._host, signum, stop)
+            case Wake():
+                program.wake(run, self._host)
+            case Forget():
+                del self._bound[run.run_id]
+                program.forget(run, self._host)
+
+    def _fail(self, run_id: str, message: str) -> None:
+        with self._hold() as kernel:
+            kernel.fail(run_id, message, self.clock.wall())
+
+    def _discard(self, run_id: str) -> None:
+        with self._hold() as kernel:
+            kernel.discard(run_id)
+
+    def _look_up(self, key: tuple[str, str]) -> None:
+        """(apsis-bind) Answer in which states earlier runs of an instance ended."""
+        with self._store.read() as reader:
+            states = reader.ended(key)
+        with self._hold() as kernel:
+            kernel.outcome(key, states)
+            self._due.notify()
+
+    def _bind(self, effect: Bind) -> None:
+        """(apsis-bind) Make the expected runs of some occurrences."""
+        now = self.clock.wall()
+        job = effect.job
+        program: Json | None = None
+        runs: list[Run] = []
+        for occurrence, args, identity in effect.occurrences:
+            times = {"scheduled": now, "schedule": occurrence.time}
+            if occurrence.stop is not None:
+                times["stop"] = occurrence.stop
+            run = Run(
+                self._new_id(),
+                job.job_id,
+                args,
+                State.SCHEDULED,
+                now,
+                times,
+                expected=True,
+                occurrence=identity,
+            )
+            try:
+                run = self._made(run, job)
+            except Exception as error:
+                # Visible, and an error when its time comes, unless the job is mended before.
+                run = replace(run, meta={"job": {"labels": labels(job)}, "unbound": _text(error)})
+            if program is not None and run.program == program:
+                run = replace(run, program=program)  # most jobs have no templates: share one mapping
+            program = run.program
+            runs.append(run)
+        with self._hold() as kernel:
+            notes = [o.note for o, _, _ in effect.occurrences]
+            kernel.expect(effect.token, runs, notes, self.clock.wall(), self.clock.boot())
+            self._due.notify()
+
+    def _do_action(self, owe: Owe) -> None:
+        """(apsis-action) Do what a transition owed; in one commit with the note that it is done."""
+        source = owe.run
+        try:
+            run = self._scheduled_by(owe)
+        except Exception as error:
+            if not isinstance(error, ApsisError):
+                log.error("action of %s failed:\n%s", source.run_id, traceback.format_exc())
+            with self._hold() as kernel:
+                now = self.clock.wall()
+                kernel.outbox += [
+                    Note(source.run_id, now, f"error: action: {_text(error)}"),
+                    Settle(owe.cause),
+                ]
+            return
+        name = instance(run.job_id, run.args)
+        with self._hold() as kernel:
+            now = self.clock.wall()
+            kernel.outbox += [
+                Settle(owe.cause),
+                Note(source.run_id, now, f"action scheduling {name} as {run.run_id}"),
+            ]
+            kernel.add(run, [f"scheduled by action of {source.run_id}"], now, self.clock.boot())
+            self._due.notify()
+
+    def _scheduled_by(self, owe: Owe) -> Run:
+        source, action = owe.run, owe.action
+        if action.get("type") != "schedule":
+            raise BadRequest(f"unknown action type: {action.get('type')}")
+        job = self.job(action["job_id"])
+        names = templates.names(source.args, source.run_id, source.job_id, self._parts.get_calendar)
+        args = {k: templates.expand(v, names) for k, v in action["args"].items()}
+        args |= {p: source.args[p] for p in job.params if p in source.args and p not in args}
+        now = self.clock.wall()
+        run = Run(
+            self._new_id(),
+            job.job_id,
+            args,
+            State.SCHEDULED,
+            now,
+            {"scheduled": now, "schedule": now},
+            cause=owe.cause,
+        )
+        return self._made(run, job)
+
+    # -- making runs -------------------------------------------------------------------------------
+
+    def job(self, job_id: str) -> Job:
+        """The job of exactly this ID, ad hoc ones included. Raises BadRequest."""
+        job = self.jobs.get(job_id) or self._ad_hoc.get(job_id)
+        if job is None:
+            raise BadRequest(f"unknown job ID: {job_id}")
+        return job
+
+    def match(self, job_id: str) -> Job:
+        """The job of this ID, or the only one that it abbreviates. Raises NotFound or BadRequest."""
+        return self._ad_hoc.get(job_id) or self.jobs.match(job_id)
+
+    def create(
+        self,
+        job_id: str,
+        args: Mapping[str, str],
+        schedule: float | None = None,
+        stop: float | None = None,
+        count: int = 1,
+    ) -> list[Run]:
+        """Schedule `count` runs, at once or for the instant `schedule`; `stop`: when to stop them.
+
+        Answers them as they are after the commit, or finished if they ended at once. Args that do not
+        fit the job make runs in state error. Raises NotFound, BadRequest, Unavailable.
+        """
+        job = self.match(job_id)
+        return self._create(job.job_id, job, args, schedule, stop, count)
+
+    def create_ad_hoc(
+        self,
+        mapping: Mapping[str, Any],
+        args: Mapping[str, str],
+        schedule: float | None = None,
+        stop: float | None = None,
+        count: int = 1,
+    ) -> list[Run]:
+        """The same for a job that comes with the request. It is stored under a new ID."""
+        job_id = "adhoc-" + "".join(_LETTERS[b % 52] for b in os.urandom(12))
+        job = self._parts.parse_ad_hoc(mapping, job_id)
+        if job.schedules:
+            raise BadRequest("schedule: an ad hoc job can't have a schedule; give times.schedule instead")
+        with self._hold() as kernel:
+            self._ad_hoc[job_id] = job
+            kernel.outbox.append(SaveJob(job_id, job.json))
+        return self._create(job_id, job, args, schedule, stop, count)
+
+    def _create(
+        self,
+        job_id: str,
+        job: Job | None,
+        args: Mapping[str, str],
+        schedule: float | None,
+        stop: float | None,
+        count: int,
+        log_lines: Sequence[str] = (),
+        rerun_of: str | None = None,
+    ) -> list[Run]:
+        self._check_disk()
+        _check_texts(args)
+        now = self.clock.wall()
+        times = {"scheduled": now, "schedule": now if schedule is None else schedule}
+        if stop is not None:
+            times["stop"] = stop
+        runs: list[Run] = []
+        failures: dict[str, str] = {}
+        for _ in range(count):
+            run = Run(
+                self._new_id(),
+                job_id,
+                dict(sorted(args.items())),
+                State.SCHEDULED,
+                now,
+                times,
+                rerun_of=rerun_of,
+            )
+            try:
+                run = self._made(run, job or self.job(job_id))
+            except Exception as error:
+                failures[run.run_id] = _text(error)
+                run = replace(run, state=State.NEW, times={"schedule": times["schedule"]})
+            runs.append(run)
+        ends = [r.run_id for r in runs if r.run_id in failures or self._ends_at_once(r, now)]
+        watches = {run_id: self._watches.setdefault(run_id, _Watch()) for run_id in ends}
+        try:
+            for at in range(0, len(runs), SLICE):
+                with self._hold() as kernel:
+                    for run in runs[at : at + SLICE]:
+                        if run.run_id in failures:
+                            kernel.add_failed(run, failures[run.run_id], log_lines, self.clock.wall())
+                        else:
+                            kernel.add(run, log_lines, self.clock.wall(), self.clock.boot())
+                    self._flush_locked()
+                    ticket = self._flushed
+                    self._due.notify()
+            if runs:
+                self._store.wait(ticket, COMMIT)
+            deadline = Deadline(INSTANT, self.clock)
+            for watch in watches.values():
+                watch.event.wait(deadline.left())
+        finally:
+            for run_id in ends:
+                self._watches.pop(run_id, None)
+        return [self._latest(run, watches.get(run.run_id)) for run in runs]
+
+    def _latest(self, run: Run, watch: _Watch | None) -> Run:
+        if watch is not None and watch.run is not None:
+            return watch.run
+        return self._kernel.runs.get(run.run_id) or self.find_run(run.run_id)
+
+    @staticmethod
+    def _ends_at_once(run: Run, now: float) -> bool:
+        program = run.program or {}
+        no_op = str(program.get("type", "")).endswith("NoOpProgram") and not program.get("duration")
+        return no_op and run.times["schedule"] <= now
+
+    def _made(self, run: Run, job: Job) -> Run:
+        """The run, bound. Raises what binding raises."""
+        bound = binding.bind(job, run.args, run.run_id, self.job, self._parts.get_calendar)
+        run = replace(
+            run,
+            program=bound.program,
+            conds=bound.conds,
+            actions=bound.actions,
+            limits=bound.limits,
+            meta={"job": {"labels": labels(job)}},
+        )
+        return replace(run, run_state=self._parts.load_program(bound.program).prepare(run))
+
+    def _new_id(self) -> str:
+        with self._ids_lock:
+            if not self._ids:
+                first = self._store.reserve(ID_BLOCK)
+                self._ids = list(range(first + ID_BLOCK - 1, first - 1, -1))
+            return f"r{self._ids.pop()}"
+
+    def _check_disk(self) -> None:
+        if self._store.braked:
+            raise Unavailable("nothing new is started: the database can't be written (see the server's log)")
+
+    # -- operations --------------------------------------------------------------------------------
+
+    def skip(self, run_id: str) -> Run:
+        """Raises NotFound, RunError, Unavailable; so do the others here."""
+        return self._operate(run_id, "skip", lambda k: k.skip(run_id, self.clock.wall()))
+
+    def start_run(self, run_id: str) -> Run:
+        return self._operate(run_id, "start", lambda k: k.start(run_id, self.clock.wall(), self.clock.boot()))
+
+    def stop_run(self, run_id: str) -> Run:
+        return self._operate(run_id, "stop", lambda k: k.stop(run_id, self.clock.wall(), self.clock.boot()))
+
+    def signal(self, run_id: str, signum: int) -> Run:
+        return self._operate(run_id, "signal", lambda k: k.signal(run_id, signum, self.clock.wall()))
+
+    def mark(self, run_id: str, state: State) -> Run:
+        run = self.find_run(run_id)
+        return self._operate(run_id, "mark", lambda k: k.mark(run, state, self.clock.wall()))
+
+    def rerun(self, run_id: str) -> Run:
+        """A new run of the same job and args, now; its stop time keeps its distance from the start."""
+        run = self.find_run(run_id)
+        now = self.clock.wall()
+        stop = None
+        if "stop" in run.times and "schedule" in run.times:
+            stop = now + run.times["stop"] - run.times["schedule"]
+        job = self.jobs.get(run.job_id) or self._ad_hoc.get(run.job_id)
+        return self._create(
+            run.job_id, job, run.args, None, stop, 1, [f"scheduled as rerun of {run_id}"], run_id
+        )[0]
+
+    def _operate(self, run_id: str, verb: str, operation: Callable[[Scheduler], None]) -> Run:
+        self._check_disk_for(verb)
+        with self._hold() as kernel:
+            try:
+                operation(kernel)
+            except KeyError:
+                raise self._not_live(run_id, verb) from None
+            self._flush_locked()
+            ticket = self._flushed
+            run = kernel.runs.get(run_id)
+            self._due.notify()
+        try:
+            self._store.wait(ticket, COMMIT)
+        except Unavailable:
+            if verb not in ("stop", "signal"):  # those overtake a failing disk
+                raise
+        return run or self.find_run(run_id)
+
+    def _check_disk_for(self, verb: str) -> None:
+        if verb not in ("stop", "signal"):
+            self._check_disk()
+
+    def _not_live(self, run_id: str, verb: str) -> ApsisError:
+        """Why an operation on a run that is not in memory is refused: it has ended, or never was."""
+        with self._store.read() as reader:
+            run = reader.run(run_id)
+        if run is None:
+            return NotFound(f"unknown run {run_id}")
+        if verb == "signal":
+            return RunError(f"invalid run state for signal: {run.state}")
+        if verb == "stop":
+            return RunError(f"can't stop run {run_id}: run is {run.state}")
+        return RunError(f"can't {verb} {run_id} in state {run.state}")
+
+    # -- what programs tell ------------------------------------------------------------------------
+
+    def report(self, run_id: str, report: Report) -> None:
+        with self._hold() as kernel:
+            kernel.report(run_id, report, self.clock.wall(), self.clock.boot())
+            self._due.notify()
+
+    def live_run(self, run_id: str) -> Run | None:
+        """The run as the kernel has it; None once it is finished and out of memory. Takes no lock."""
+        return self._kernel.runs.get(run_id)
+
+    def spawn(self, work: Callable[[], None]) -> None:
+        self._submit(self._remote, work)
+
+    # -- reading, without the lock -----------------------------------------------------------------
+
+    def expected(self, job_id: str | None = None) -> list[Run]:
+        """Runs made ahead from schedules, not in the database. Of one job, or all."""
+        # list() of a dict's values is one step of the interpreter, so it sees a consistent dict.
+        groups = (
+            list(self._kernel.expected.values())
+            if job_id is None
+            else [self._kernel.expected.get(job_id, {})]
+        )
+        return [run for group in groups for run in list(group.values())]
+
+    def expected_run(self, run_id: str) -> Run | None:
+        run = self._kernel.runs.get(run_id)
+        return run if run is not None and run.expected else None
+
+    def find_run(self, run_id: str) -> Run:
+        """The run as the database has it, or an expected one. Raises NotFound."""
+        run = self.expected_run(run_id)
+        if run is None and run_number(run_id) is not None:
+            with self._store.read() as reader:
+                run = reader.run(run_id)
+            run = run or self.expected_run(run_id)
+        if run is None:
+            raise NotFound(f"unknown run {run_id}")
+        return run
+
+    def waiting(self, run_id: str) -> list[dict[str, Any]]:
+        """Why a run waits: each condition with whether it holds, why not, and since when."""
+        with self._hold() as kernel:
+            return kernel.waiting(run_id)
+
+    def stats(self) -> dict[str, Any]:
+        """Figures about the engine; times in seconds."""
+        with self._hold() as kernel:
+            counts = kernel.counts()
+        return {
+            "runs": counts,
+            "timer": self._lateness.json(),
+            "lock_hold": self._holds.json(),
+            "writer_braked": self._store.braked,
+        }
+
+    # -- jobs --------------------------------------------------------------------------------------
+
+    def reload(self, dry_run: bool = False) -> dict[str, Any]:
+        """Load the job directory again: all of it or, with an error (JobErrors), nothing."""
+        new = self._parts.load_jobs()
+        diff = self.jobs.diff(new)
+        if not dry_run:
+            with self._hold() as kernel:
+                kernel.change_jobs(
+                    diff.removed,
+                    [new.jobs[j] for j in (*diff.added, *diff.changed)],
+                    [new.jobs[j] for j in diff.metadata],
+                )
+                self.jobs = new
+                self._due.notify()
+        changed = sorted([*diff.changed, *diff.metadata])
+        return {"removed": diff.removed, "added": diff.added, "changed": changed, "dry_run": dry_run}
+
+    def _read_ad_hoc(self, rows: Iterable[tuple[str, Json]]) -> dict[str, Job]:
+        jobs: dict[str, Job] = {}
+        for job_id, json in rows:
+            try:
+                jobs[job_id] = self._parts.parse_ad_hoc(json, job_id)
+            except ApsisError as error:
+                log.warning("ad hoc job %s can't be read: %s", job_id, error)
+        return jobs
+
+    def _limits(self, run: Run) -> Any:
+        try:
+            return self._parts.load_program(run.program or {}).limits()
+        except ApsisError:
+            return run.limits
+
+
+class _Hold:
+    """Hold the lock; on leaving, whatever was decided goes to the writer."""
+
+    __slots__ = ("_driver", "_since")
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def __enter__(self) -> Scheduler:
+        driver = self._driver
+        driver._lock.acquire()
+        driver._owner = threading.get_ident()
+        return driver._kernel
+
+    def __exit__(self, *failure: object) -> None:
+        driver = self._driver
+        try:
+            driver._flush_locked()
+        finally:
+            driver._owner = 0
+            driver._lock.release()
+
+
+class _Extent:
+    """The last, largest and mean of a figure."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = self._max = self._last = 0.0
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        self._sum += value
+        self._last = value
+        self._max = max(self._max, value)
+
+    def json(self) -> dict[str, float]:
+        mean = self._sum / self._count if self._count else 0.0
+        return {"count": self._count, "last": self._last, "max": self._max, "mean": mean}
+
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+def labels(job: Job) -> list[str]:
+    return list(job.metadata.get("labels", ()))
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _check_texts(args: Mapping[str, str]) -> None:
+    for name, value in args.items():
+        for text in (name, value):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise BadRequest(f"arg {name!r} holds a lone surrogate, which UTF-8 cannot express") from None

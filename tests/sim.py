@@ -1,0 +1,323 @@
+"""A simulated installation: the kernel, with no thread, no sleep and no disk.
+
+Sim plays driver, writer and programs at once. Time stands still while anything is left to do, then
+jumps to the next alarm. What would be on disk is in `rows`, `log`, `owed` and `clock`, so that a
+crash is `sim.crash()`: a new kernel over what was committed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from apsislib import binding
+from apsislib.clock import SimClock
+from apsislib.conditions import Condition
+from apsislib.errors import BadRequest
+from apsislib.runs import (
+    Bind,
+    Effect,
+    Expect,
+    Finished,
+    Forget,
+    Job,
+    Launch,
+    Limits,
+    Lookup,
+    Note,
+    Owe,
+    Run,
+    Running,
+    Save,
+    Schedule,
+    SetClock,
+    Settle,
+    Signal,
+    Wake,
+    instance,
+    stamp,
+)
+from apsislib.scheduler import Scheduler, Settings
+from apsislib.states import FINISHED, State
+
+
+class SimProgram:
+    """Runs for `seconds` (None: until it is ended from outside), then ends in `state`."""
+
+    def __init__(
+        self, seconds: float | None = 0.0, state: State = State.SUCCESS, limits: Limits | None = None
+    ) -> None:
+        self.seconds = seconds
+        self.state = state
+        self._limits = limits or Limits()
+        self._json = {"type": "sim"}  # one mapping for all runs, as the driver shares it
+
+    def bind(self, expand: Any) -> SimProgram:
+        return self
+
+    def limits(self) -> Limits:
+        return self._limits
+
+    def to_json(self) -> dict[str, Any]:
+        return self._json
+
+
+class Sim:
+    def __init__(self, start: str = "2026-01-01T00:00:00Z", settings: Settings | None = None) -> None:
+        self.clock = SimClock(instant(start))
+        self.settings = settings or Settings()
+        self.programs: dict[str, SimProgram] = {}
+        self.jobs: dict[str, Job] = {}
+        self.rows: dict[str, Run] = {}
+        self.log: dict[str, list[str]] = defaultdict(list)
+        self.owed: dict[str, Owe] = {}
+        self.stored_clock = self.clock.wall()
+        self.effects: list[Effect] = []  # all since the last `forget`
+        self.keep_effects = False
+        self.launched: list[tuple[str, float]] = []
+        self.on_launch: Callable[[Run], None] | None = None
+        self._number = 0
+        self.kernel = Scheduler(self.settings, self.stored_clock)
+
+    # -- setting up ------------------------------------------------------------------------------
+
+    def add_job(
+        self,
+        job_id: str,
+        *schedules: Schedule,
+        params: tuple[str, ...] = (),
+        conditions: tuple[Condition, ...] = (),
+        actions: tuple[Any, ...] = (),
+        program: SimProgram | None = None,
+    ) -> Job:
+        program = program or SimProgram()
+        job = Job(job_id, tuple(sorted(params)), schedules, program, conditions, actions, {"labels": []})
+        self.programs[job_id] = program
+        self.jobs[job_id] = job
+        self.kernel.set_jobs([job])
+        return job
+
+    # -- time ------------------------------------------------------------------------------------
+
+    def run_for(self, seconds: float) -> None:
+        self.run_until(self.clock.wall() + seconds)
+
+    def run_until(self, end: float | str) -> None:
+        end = instant(end) if isinstance(end, str) else end
+        while True:
+            self.settle()
+            wall, boot = self.kernel.next_wake()
+            next_boot = None if boot is None else self.clock.wall() + boot - self.clock.boot()
+            nexts = [t for t in (wall, next_boot) if t is not None]
+            then = min(nexts, default=end)
+            if then > end:
+                break
+            if then > self.clock.wall():
+                self.clock.advance(then - self.clock.wall())
+            elif not nexts:
+                break
+        if end > self.clock.wall():
+            self.clock.advance(end - self.clock.wall())
+            self.settle()
+
+    def settle(self) -> None:
+        """Do everything that is due at this instant."""
+        kernel, clock = self.kernel, self.clock
+        while True:
+            kernel.tick(clock.wall(), clock.boot())
+            self.commit()
+            wall, boot = kernel.next_wake()
+            if not (
+                kernel.outbox
+                or (wall is not None and wall <= clock.wall())
+                or (boot is not None and boot <= clock.boot())
+            ):
+                return
+
+    def commit(self) -> None:
+        """The writer and, after it, the hands: until nothing more follows."""
+        kernel = self.kernel
+        while kernel.outbox:
+            effects, kernel.outbox = kernel.outbox, []
+            if self.keep_effects:
+                self.effects += effects
+            for effect in effects:
+                self._write(effect)
+            for effect in effects:
+                self._act(effect)
+
+    def _write(self, effect: Effect) -> None:
+        match effect:
+            case Save(run):
+                self.rows[run.run_id] = run
+            case Note(run_id, _, message):
+                self.log[run_id].append(message)
+            case SetClock(time):
+                assert time >= self.stored_clock, "the stored clock went back"
+                self.stored_clock = time
+            case Owe(cause):
+                assert cause not in self.owed
+                self.owed[cause] = effect
+            case Settle(cause):
+                del self.owed[cause]
+
+    def _act(self, effect: Effect) -> None:
+        kernel, wall, boot = self.kernel, self.clock.wall(), self.clock.boot()
+        match effect:
+            case Bind(token, job, occurrences):
+                runs = [
+                    self._made(
+                        job,
+                        args,
+                        occurrence.time,
+                        stop=occurrence.stop,
+                        expected=True,
+                        occurrence=identity,
+                    )
+                    for occurrence, args, identity in occurrences
+                ]
+                kernel.expect(token, runs, [o.note for o, _, _ in occurrences], wall, boot)
+            case Lookup(key):
+                kernel.outcome(key, {r.state for r in self.rows.values() if r.key == key})
+            case Owe():
+                self._do_action(effect)
+            case Launch(run):
+                self.launched.append((run.run_id, wall))
+                if self.on_launch is not None:
+                    self.on_launch(run)
+                else:
+                    self._launch(run)
+            case Signal(run, signum):
+                if signum == 9 or self.programs[run.job_id].state is not State.ERROR:
+                    name = "SIGKILL" if signum == 9 else "SIGTERM"
+                    kernel.report(run.run_id, Finished(State.FAILURE, f"killed by {name}"), wall, boot)
+            case Wake(run):
+                program = self.programs[run.job_id]
+                kernel.report(run.run_id, Finished(program.state), wall, boot)
+            case Save(run) if run.state in FINISHED:
+                kernel.evict([run])
+            case Forget() | Expect():
+                pass
+
+    def _launch(self, run: Run) -> None:
+        program = self.programs[run.job_id]
+        wall, boot = self.clock.wall(), self.clock.boot()
+        wake = program.seconds if program.seconds else None
+        self.kernel.report(run.run_id, Running({}, wake=wake), wall, boot)
+        if program.seconds == 0:
+            self.kernel.report(run.run_id, Finished(program.state), wall, boot)
+
+    def _do_action(self, owe: Owe) -> None:
+        job = self.jobs[owe.action["job_id"]]
+        args = {p: owe.action["args"].get(p, owe.run.args.get(p, "")) for p in job.params}
+        self.kernel.outbox.append(Settle(owe.cause))
+        run = self._made(job, args, self.clock.wall(), cause=owe.cause)
+        self.kernel.add(
+            run, [f"scheduled by action of {owe.run.run_id}"], self.clock.wall(), self.clock.boot()
+        )
+
+    # -- what an operator does -------------------------------------------------------------------
+
+    def schedule(self, job_id: str, at: float | None = None, stop: float | None = None, **args: str) -> str:
+        now = self.clock.wall()
+        run = self._made(self.jobs[job_id], args, now if at is None else at, stop=stop)
+        self.kernel.add(run, [], now, self.clock.boot())
+        self.commit()
+        return run.run_id
+
+    def finish(self, run_id: str, state: State = State.SUCCESS, message: str | None = None) -> None:
+        self.kernel.report(run_id, Finished(state, message), self.clock.wall(), self.clock.boot())
+        self.commit()
+        self.settle()
+
+    def crash(self) -> None:
+        """Kill the server and start it again over what was committed."""
+        claimed = {
+            r.occurrence
+            for r in self.rows.values()
+            if r.occurrence is not None and r.times["schedule"] >= self.stored_clock
+        }
+        self.kernel = Scheduler(self.settings, self.stored_clock, claimed)
+        self.kernel.set_jobs(self.jobs.values())
+        live = [r for r in self.rows.values() if r.state not in FINISHED]
+        limits = {j: self.programs[j].limits() for j in self.jobs}
+        self.kernel.restore(
+            [replace(r, limits=limits[r.job_id]) for r in live], self.clock.wall(), self.clock.boot()
+        )
+        for owe in list(self.owed.values()):
+            self._do_action(owe)
+        self.settle()
+        self.kernel.restored()
+        self.settle()
+
+    # -- what came of it -------------------------------------------------------------------------
+
+    def state(self, run_id: str) -> State:
+        return (self.kernel.runs.get(run_id) or self.rows[run_id]).state
+
+    def runs(self, job_id: str) -> list[Run]:
+        """Stored runs of a job, by number."""
+        mine = [r for r in self.rows.values() if r.job_id == job_id]
+        return sorted(mine, key=lambda r: r.number)
+
+    def started(self, job_id: str) -> list[str]:
+        """When runs of a job were started, to the second, UTC."""
+        mine = {r.run_id for r in self.rows.values() if r.job_id == job_id}
+        return [stamp(when).replace("+00:00", "Z") for run_id, when in self.launched if run_id in mine]
+
+    def expected(self, job_id: str) -> list[Run]:
+        mine = self.kernel.expected.get(job_id, {}).values()
+        return sorted(mine, key=lambda r: r.times["schedule"])
+
+    def _made(
+        self,
+        job: Job,
+        args: Mapping[str, str],
+        at: float,
+        stop: float | None = None,
+        expected: bool = False,
+        occurrence: str | None = None,
+        cause: str | None = None,
+    ) -> Run:
+        self._number += 1
+        now = self.clock.wall()
+        times = {"scheduled": now, "schedule": at} | ({} if stop is None else {"stop": stop})
+        run_id = f"r{self._number}"
+        bound = binding.bind(job, args, run_id, self._find_job, _no_calendar)
+        return Run(
+            run_id,
+            job.job_id,
+            args,
+            State.SCHEDULED,
+            now,
+            times,
+            expected,
+            bound.program,
+            bound.conds,
+            bound.actions,
+            {"job": {"labels": []}},
+            None,
+            occurrence,
+            cause,
+            limits=bound.limits,
+        )
+
+    def _find_job(self, job_id: str) -> Job:
+        if job_id not in self.jobs:
+            raise BadRequest(f"unknown job ID: {job_id}")
+        return self.jobs[job_id]
+
+
+def instant(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
+
+
+def name(run: Run) -> str:
+    return instance(run.job_id, run.args)
+
+
+def _no_calendar(text: str) -> Any:
+    raise BadRequest(f"no such calendar: {text}")

@@ -1,0 +1,654 @@
+"""The kernel: what happens to runs. Time is moved, never waited for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import pytest
+from sim import Sim, SimProgram, instant
+
+from apsislib.actions import ScheduleAction
+from apsislib.conditions import Const, Dependency, MaxRunning, SkipDuplicate
+from apsislib.errors import RunError
+from apsislib.runs import (
+    Back,
+    Finished,
+    Limits,
+    Lost,
+    Occurrence,
+    Placed,
+    Run,
+    Running,
+    Save,
+    Signal,
+    Unplaced,
+)
+from apsislib.scheduler import Settings
+from apsislib.states import FINISHED, TRANSITIONS, State
+
+
+@dataclass(frozen=True)
+class Every:
+    """An interval schedule, as plain as can be."""
+
+    seconds: float
+    stop: float | None = None
+    until: float = float("inf")
+    copies: int = 1
+    enabled: bool = True
+
+    def after(self, start: float) -> Iterator[Occurrence]:
+        n = -(-start // self.seconds)
+        while n * self.seconds < self.until:
+            time = n * self.seconds
+            for _ in range(self.copies):
+                yield Occurrence(time, {"time": str(time)}, None if self.stop is None else time + self.stop)
+            n += 1
+
+    def to_json(self) -> dict[str, object]:
+        return {}
+
+
+FOREVER = SimProgram(None)
+
+
+# -- schedules ---------------------------------------------------------------------------------------
+
+
+def test_an_hourly_job_runs_on_the_hour(sim: Sim) -> None:
+    sim.add_job("tick", Every(3600))
+    sim.run_for(3 * 3600)
+    assert sim.started("tick") == [f"2026-01-01T0{h}:00:00Z" for h in range(4)]
+    assert {r.state for r in sim.runs("tick")} == {State.SUCCESS}
+
+
+def test_expected_runs_exist_for_the_horizon_and_not_beyond() -> None:
+    sim = Sim(settings=Settings(horizon=7200))
+    sim.add_job("tick", Every(3600))
+    sim.settle()
+    assert [r.times["schedule"] - sim.clock.wall() for r in sim.expected("tick")] == [3600, 7200]
+
+
+def test_a_schedule_has_at_most_so_many_expected_runs_and_still_misses_none() -> None:
+    sim = Sim(settings=Settings(max_expected=5))
+    sim.add_job("tick", Every(60), params=("time",))
+    sim.settle()
+    assert len(sim.expected("tick")) == 5
+    sim.run_for(3600)
+    assert len(sim.started("tick")) == 61
+
+
+def test_an_expected_run_is_not_stored_before_it_is_due(sim: Sim) -> None:
+    sim.add_job("tick", Every(3600))
+    sim.run_for(10)
+    assert len(sim.rows) == 1
+    assert len(sim.expected("tick")) == 24
+
+
+def test_equal_occurrences_are_separate_runs(sim: Sim) -> None:
+    sim.add_job("twice", Every(3600, copies=2))
+    sim.run_for(0)
+    assert len(sim.runs("twice")) == 2
+    assert len({r.occurrence for r in sim.runs("twice")}) == 2
+
+
+def test_a_run_made_by_hand_for_later_starts_then(sim: Sim) -> None:
+    sim.add_job("job")
+    run_id = sim.schedule("job", at=sim.clock.wall() + 90)
+    assert sim.rows[run_id].state is State.SCHEDULED
+    sim.run_for(89)
+    assert sim.started("job") == []
+    sim.run_for(1)
+    assert sim.started("job") == ["2026-01-01T00:01:30Z"]
+
+
+def test_log_of_a_plain_run(sim: Sim) -> None:
+    sim.add_job("job")
+    run_id = sim.schedule("job")
+    sim.settle()
+    assert sim.log[run_id] == ["scheduled: now", "starting", "running", "success"]
+
+
+def test_times_and_elapsed_of_a_run(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(30))
+    run_id = sim.schedule("job")
+    t0 = sim.clock.wall()
+    sim.run_for(60)
+    run = sim.rows[run_id]
+    assert run.times == {
+        "schedule": t0,
+        "scheduled": t0,
+        "starting": t0,
+        "running": t0,
+        "success": t0 + 30,
+    }
+    assert run.meta["elapsed"] == 30
+
+
+def test_a_run_is_launched_only_after_its_record_is_committed(sim: Sim) -> None:
+    sim.add_job("job")
+    states = []
+    sim.on_launch = lambda run: states.append(sim.rows[run.run_id].state)
+    sim.schedule("job")
+    sim.settle()
+    assert states == [State.STARTING]
+
+
+def test_a_finished_run_leaves_memory(sim: Sim) -> None:
+    sim.add_job("tick", Every(60, until=instant("2026-01-01T00:10:00Z")))
+    sim.run_for(3600)
+    assert sim.kernel.runs == {}
+    assert len(sim.rows) == 10
+
+
+# -- crashes -----------------------------------------------------------------------------------------
+
+
+def test_a_crash_neither_loses_nor_doubles_an_occurrence(sim: Sim) -> None:
+    sim.add_job("tick", Every(60))
+    for _ in range(50):
+        sim.run_for(47)
+        sim.crash()
+    sim.run_until(instant("2026-01-01T01:00:00Z"))
+    times = [r.times["schedule"] for r in sim.runs("tick")]
+    assert times == [instant("2026-01-01T00:00:00Z") + 60 * n for n in range(61)]
+
+
+def test_occurrences_missed_while_down_run_at_start(sim: Sim) -> None:
+    sim.add_job("tick", Every(60))
+    sim.run_for(0)
+    sim.clock.advance(600)
+    sim.crash()
+    assert len(sim.runs("tick")) == 11
+
+
+def test_a_skipped_run_does_not_come_back_after_a_crash_or_a_reload(sim: Sim) -> None:
+    job = sim.add_job("tick", Every(3600))
+    sim.run_for(10)
+    skipped = sim.expected("tick")[0]
+    sim.kernel.skip(skipped.run_id, sim.clock.wall())
+    sim.settle()
+    sim.crash()
+    sim.jobs["tick"] = replace(job)
+    sim.kernel.change_jobs([], [sim.jobs["tick"]])
+    sim.run_for(3600)
+    at_one = [r for r in sim.runs("tick") if r.times["schedule"] == skipped.times["schedule"]]
+    assert [r.state for r in at_one] == [State.SKIPPED]
+
+
+def test_a_run_started_early_does_not_come_back(sim: Sim) -> None:
+    sim.add_job("tick", Every(3600))
+    sim.run_for(10)
+    early = sim.expected("tick")[0]
+    sim.kernel.start(early.run_id, sim.clock.wall(), sim.clock.boot())
+    sim.crash()
+    sim.run_for(3600)
+    assert len([r for r in sim.runs("tick") if r.times["schedule"] == early.times["schedule"]]) == 1
+
+
+def test_a_run_by_hand_survives_a_crash(sim: Sim) -> None:
+    sim.add_job("job")
+    run_id = sim.schedule("job", at=sim.clock.wall() + 60)
+    sim.crash()
+    sim.run_for(61)
+    assert sim.state(run_id) is State.SUCCESS
+    assert sim.log[run_id][-4:] == ["restored", "starting", "running", "success"]
+
+
+def test_a_starting_run_that_was_not_placed_is_launched_again(sim: Sim) -> None:
+    sim.add_job("job")
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.on_launch = None
+    sim.crash()
+    assert sim.state(run_id) is State.SUCCESS
+
+
+def test_a_placed_run_is_never_launched_again(sim: Sim) -> None:
+    sim.add_job("job")
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    launched = len(sim.launched)
+    sim.crash()
+    assert sim.state(run_id) is State.STARTING
+    assert len(sim.launched) == launched
+
+
+def test_an_unplaced_run_is_launched_again(sim: Sim) -> None:
+    sim.add_job("job")
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), sim.clock.wall(), sim.clock.boot())
+    sim.on_launch = None
+    sim.kernel.report(run_id, Unplaced("agent c is shutting down"), sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    assert sim.state(run_id) is State.SUCCESS
+
+
+def test_a_timeout_counts_from_the_original_start_across_a_crash(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(timeout=100, grace=None)))
+    run_id = sim.schedule("job")
+    sim.run_for(60)
+    sim.crash()
+    sim.keep_effects = True
+    sim.run_for(39)
+    assert not [e for e in sim.effects if isinstance(e, Signal)]
+    sim.run_for(2)
+    assert [e.signum for e in sim.effects if isinstance(e, Signal)] == [15]
+    assert "timeout after 100 s" in sim.log[run_id]
+
+
+def test_a_stopping_run_gets_the_rest_of_its_grace_period_after_a_crash(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(grace=60)))
+    run_id = sim.schedule("job")
+    sim.run_for(5)
+    sim.kernel.stop(run_id, sim.clock.wall(), sim.clock.boot())
+    sim.run_for(50)
+    sim.crash()
+    sim.run_for(9)
+    assert sim.state(run_id) is State.STOPPING
+    sim.run_for(2)
+    assert sim.rows[run_id].state is State.FAILURE
+    assert sim.log[run_id][-2:] == ["sending SIGKILL", "failure: killed by SIGKILL"]
+
+
+# -- time limits ---------------------------------------------------------------------------------------
+
+
+def test_a_stop_time_stops_the_run(sim: Sim) -> None:
+    sim.add_job("job", Every(86400, stop=600), program=FOREVER)
+    sim.run_for(599)
+    (run,) = sim.runs("job")
+    assert run.state is State.RUNNING
+    sim.run_for(2)
+    assert sim.log[run.run_id][-4:] == [
+        "running",
+        "stopping",
+        "sending SIGTERM",
+        "failure: killed by SIGTERM",
+    ]
+
+
+def test_a_stop_time_that_has_passed_stops_the_run_as_soon_as_it_runs(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER)
+    run_id = sim.schedule("job", stop=sim.clock.wall() - 1)
+    sim.settle()
+    assert sim.state(run_id) is State.FAILURE
+
+
+def test_a_timeout_that_is_ignored_escalates_after_the_grace_period(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(timeout=10, grace=5)))
+    run_id = sim.schedule("job")
+    sim.run_for(14)
+    assert sim.state(run_id) is State.RUNNING
+    sim.run_for(2)
+    assert sim.log[run_id][-4:] == [
+        "timeout after 10 s",
+        "sending SIGTERM",
+        "sending SIGKILL",
+        "failure: killed by SIGKILL",
+    ]
+
+
+def test_no_agent_within_the_start_timeout_is_an_error(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(limits=Limits(start_timeout=30)))
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.run_for(29)
+    assert sim.state(run_id) is State.STARTING
+    sim.run_for(2)
+    assert sim.log[run_id][-1] == "error: start failed: no connected agent in group: default"
+
+
+def test_an_agent_away_for_too_long_is_an_error_and_one_that_returns_is_not(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, limits=Limits(reconnect_timeout=100)))
+    run_id = sim.schedule("job")
+    sim.settle()
+    now = sim.clock.wall, sim.clock.boot
+    sim.kernel.report(run_id, Lost("c"), now[0](), now[1]())
+    sim.run_for(99)
+    sim.kernel.report(run_id, Back("c"), now[0](), now[1]())
+    sim.run_for(1000)
+    assert sim.state(run_id) is State.RUNNING
+    sim.kernel.report(run_id, Lost("c"), now[0](), now[1]())
+    sim.run_for(101)
+    assert sim.state(run_id) is State.ERROR
+
+
+def test_a_stepped_wall_clock_does_not_touch_durations(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(timeout=100, grace=None)))
+    run_id = sim.schedule("job")
+    sim.run_for(50)
+    sim.clock.step(3600)
+    sim.kernel.stepped(3600, sim.clock.wall())
+    sim.run_for(40)
+    assert "timeout after 100 s" not in sim.log[run_id]
+    sim.crash()  # what was stored by the wall clock moved along
+    sim.run_for(9)
+    assert "timeout after 100 s" not in sim.log[run_id]
+    sim.run_for(2)
+    assert "timeout after 100 s" in sim.log[run_id]
+
+
+def test_a_clock_set_back_makes_nothing_run_twice(sim: Sim) -> None:
+    sim.add_job("tick", Every(60))
+    sim.run_for(600)
+    sim.clock.step(-300)
+    sim.run_for(600)
+    times = [r.times["schedule"] for r in sim.runs("tick")]
+    assert len(times) == len(set(times)) == 16
+
+
+# -- conditions ----------------------------------------------------------------------------------------
+
+
+def test_a_dependency_holds_the_run_until_it_succeeds(sim: Sim) -> None:
+    sim.add_job("up", params=("date",), program=FOREVER)
+    sim.add_job("down", params=("date",), conditions=(Dependency("up"),))
+    down = sim.schedule("down", date="1")
+    sim.settle()
+    assert sim.state(down) is State.WAITING
+    other, up = sim.schedule("up", date="2"), sim.schedule("up", date="1")
+    sim.settle()
+    sim.finish(other)
+    assert sim.state(down) is State.WAITING
+    sim.finish(up)
+    assert sim.state(down) is State.SUCCESS
+    assert sim.log[down][:4] == [
+        "scheduled: now",
+        "waiting",
+        "waiting until: dependency up(date=1) is success",
+        "starting",
+    ]
+
+
+def test_a_dependency_is_satisfied_by_a_run_that_only_the_database_knows(sim: Sim) -> None:
+    sim.add_job("up")
+    sim.add_job("down", conditions=(Dependency("up"),))
+    sim.schedule("up")
+    sim.settle()
+    sim.crash()
+    down = sim.schedule("down")
+    sim.settle()
+    assert sim.state(down) is State.SUCCESS
+
+
+def test_a_dependency_that_must_exist_and_does_not_is_an_error(sim: Sim) -> None:
+    sim.add_job("up", program=FOREVER)
+    exist = frozenset({State.RUNNING, State.SUCCESS})
+    sim.add_job("down", conditions=(Dependency("up", exist=exist),))
+    early = sim.schedule("down")
+    sim.settle()
+    assert sim.log[early][-1] == "error: no dependency up exists in running|success"
+    up = sim.schedule("up")
+    sim.settle()
+    late = sim.schedule("down")
+    sim.settle()
+    assert sim.state(late) is State.WAITING
+    sim.finish(up, State.FAILURE)
+    assert sim.state(late) is State.ERROR
+
+
+def test_a_run_waiting_for_a_scheduled_dependency_survives_a_crash(sim: Sim) -> None:
+    sim.add_job("up", Every(86400))
+    exist = frozenset({State.SCHEDULED, State.STARTING, State.RUNNING, State.SUCCESS})
+    sim.run_for(10)
+    sim.rows.clear()  # the first one was archived
+    sim.add_job("down", conditions=(Dependency("up", exist=exist),))
+    down = sim.schedule("down")
+    sim.settle()
+    assert sim.state(down) is State.WAITING
+    sim.crash()
+    assert sim.state(down) is State.WAITING
+    sim.run_for(86400)
+    assert sim.state(down) is State.SUCCESS
+
+
+def test_max_running_is_never_exceeded_and_is_first_come_first_served(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER, conditions=(MaxRunning("2"),))
+    ids = [sim.schedule("job") for _ in range(10)]
+    sim.settle()
+    for n in range(8):
+        running = [i for i in ids if sim.state(i) is State.RUNNING]
+        assert running == ids[n : n + 2]
+        sim.finish(running[0])
+
+
+def test_a_stopping_run_still_occupies_its_slot(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR), conditions=(MaxRunning("1"),))
+    first, second = sim.schedule("job"), sim.schedule("job")
+    sim.settle()
+    sim.kernel.stop(first, sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    assert (sim.state(first), sim.state(second)) == (State.STOPPING, State.WAITING)
+
+
+def test_a_limit_that_is_not_the_last_condition_is_looked_at_again_before_the_start(sim: Sim) -> None:
+    sim.add_job("up", program=FOREVER)
+    sim.add_job("job", program=FOREVER, conditions=(MaxRunning("1"), Dependency("up")))
+    ids = [sim.schedule("job") for _ in range(5)]
+    up = sim.schedule("up")
+    sim.settle()
+    sim.finish(up)
+    for n in range(5):
+        assert [i for i in ids if sim.state(i) is State.RUNNING] == [ids[n]]
+        sim.finish(ids[n])
+
+
+@pytest.mark.parametrize("count", [2, 16, 128])
+def test_of_duplicates_behind_a_dependency_exactly_one_runs(sim: Sim, count: int) -> None:
+    sim.add_job("up", program=FOREVER)
+    sim.add_job("job", conditions=(Dependency("up"), SkipDuplicate()), program=FOREVER)
+    ids = [sim.schedule("job") for _ in range(count)]
+    up = sim.schedule("up")
+    sim.settle()
+    sim.finish(up)
+    assert sim.state(ids[0]) is State.RUNNING
+    assert {sim.state(i) for i in ids[1:]} == {State.SKIPPED}
+
+
+def test_skip_duplicate_may_target_success(sim: Sim) -> None:
+    sim.add_job("job", conditions=(SkipDuplicate(target=State.SUCCESS),), program=FOREVER)
+    first, second = sim.schedule("job"), sim.schedule("job")
+    sim.settle()
+    assert (sim.state(first), sim.state(second)) == (State.RUNNING, State.SUCCESS)
+    assert sim.log[second][-1] == f"transitioning to success because {first} running"
+
+
+def test_waiting_for_too_long_is_an_error() -> None:
+    sim = Sim(settings=Settings(max_waiting=60))
+    sim.add_job("job", conditions=(Const(False),))
+    run_id = sim.schedule("job")
+    sim.run_for(61)
+    assert sim.log[run_id][-1] == "error: waiting for const false: timeout after 60 s"
+
+
+def test_ten_thousand_waiting_runs_cost_nothing_while_nothing_happens(sim: Sim) -> None:
+    sim.add_job("up", program=FOREVER)
+    sim.add_job("job", params=("n",), conditions=(Dependency("up"),))
+    for n in range(10_000):
+        sim.schedule("job", n=str(n))
+    sim.settle()
+    assert sim.kernel.next_wake() == (None, None)
+    up = sim.schedule("up")
+    sim.settle()
+    sim.finish(up)
+    assert {r.state for r in sim.runs("job")} == {State.SUCCESS}
+
+
+def test_why_a_run_waits(sim: Sim) -> None:
+    sim.add_job("up", program=FOREVER)
+    sim.add_job("job", conditions=(MaxRunning("1"), Dependency("up")))
+    sim.schedule("up")
+    run_id = sim.schedule("job")
+    sim.settle()
+    assert sim.kernel.waiting(run_id) == [
+        {"condition": "fewer than 1 runs of job running", "holds": True},
+        {
+            "condition": "dependency up is success",
+            "holds": False,
+            "reason": "up is running",
+            "since": sim.clock.wall(),
+        },
+    ]
+
+
+# -- operations ------------------------------------------------------------------------------------------
+
+
+def test_starting_a_waiting_run_ignores_its_conditions(sim: Sim) -> None:
+    sim.add_job("job", conditions=(Const(False),))
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.kernel.start(run_id, sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    assert sim.state(run_id) is State.SUCCESS
+    assert "waiting run started by override" in sim.log[run_id]
+
+
+def test_a_start_that_was_not_sent_can_be_stopped(sim: Sim) -> None:
+    sim.add_job("job")
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.kernel.stop(run_id, sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    assert sim.state(run_id) is State.SKIPPED
+
+
+def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER)
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    now = sim.clock.wall(), sim.clock.boot()
+    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
+    sim.kernel.stop(run_id, *now)
+    sim.settle()
+    assert sim.state(run_id) is State.STARTING
+    sim.kernel.report(run_id, Running({"proc_id": "p", "conn_id": "c"}), *now)
+    sim.settle()
+    assert sim.state(run_id) is State.FAILURE
+    assert "stopping" in sim.log[run_id]
+
+
+@pytest.mark.parametrize(
+    ("verb", "state", "message"),
+    [
+        ("skip", State.RUNNING, "can't skip r1 in state running"),
+        ("start", State.RUNNING, "can't start r1 in state running"),
+        ("stop", State.WAITING, "can't stop run r1: run is waiting"),
+    ],
+)
+def test_an_operation_in_a_wrong_state_is_refused(verb: str, state: State, message: str) -> None:
+    sim = Sim()
+    conditions = (Const(False),) if state is State.WAITING else ()
+    sim.add_job("job", program=FOREVER, conditions=conditions)
+    run_id = sim.schedule("job")
+    sim.settle()
+    times = (sim.clock.wall(), sim.clock.boot())
+    with pytest.raises(RunError, match=message.replace("(", r"\(")):
+        getattr(sim.kernel, verb)(run_id, *(times[:1] if verb == "skip" else times))
+
+
+def test_marking_a_run_satisfies_dependencies_fires_actions_and_leaves_elapsed_alone(sim: Sim) -> None:
+    sim.add_job("next")
+    sim.add_job(
+        "up", actions=(ScheduleAction("next", {}, frozenset({State.SUCCESS})),), program=SimProgram(10)
+    )
+    sim.programs["up"].state = State.FAILURE
+    sim.add_job("down", conditions=(Dependency("up"),))
+    up, down = sim.schedule("up"), sim.schedule("down")
+    sim.run_for(20)
+    assert sim.state(down) is State.WAITING
+    sim.run_for(1000)
+    sim.kernel.mark(sim.rows[up], State.SUCCESS, sim.clock.wall())
+    sim.settle()
+    assert sim.state(down) is State.SUCCESS
+    assert len(sim.runs("next")) == 1
+    assert sim.rows[up].meta["elapsed"] == 10
+    assert sim.log[up][-1] == "action scheduling" or "marked as success" in sim.log[up]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(State.RUNNING, "can't mark r1 to state running"), (State.SUCCESS, "run r1 already in state success")],
+)
+def test_a_mark_that_means_nothing_is_refused(sim: Sim, state: State, message: str) -> None:
+    sim.add_job("job")
+    sim.schedule("job")
+    sim.settle()
+    with pytest.raises(RunError, match=message):
+        sim.kernel.mark(sim.rows["r1"], state, sim.clock.wall())
+
+
+def test_an_action_is_owed_once_and_survives_a_crash(sim: Sim) -> None:
+    sim.add_job("next")
+    sim.add_job("job", actions=(ScheduleAction("next", {}, frozenset({State.SUCCESS})),))
+    done = sim._do_action
+    sim._do_action = lambda owe: None  # type: ignore[method-assign]  # the server dies before a hand gets to it
+    sim.schedule("job")
+    sim.settle()
+    assert len(sim.owed) == 1
+    sim._do_action = done  # type: ignore[method-assign]
+    sim.crash()
+    assert sim.owed == {}
+    assert len(sim.runs("next")) == 1
+
+
+def test_the_first_end_of_a_run_is_its_end(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER)
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.finish(run_id, State.FAILURE, "exit code 1")
+    sim.finish(run_id, State.SUCCESS)
+    assert sim.state(run_id) is State.FAILURE
+    assert sim.log[run_id][-1] == "failure: exit code 1"
+
+
+def test_a_reload_drops_the_expected_runs_of_a_removed_job_and_keeps_those_made_by_hand(sim: Sim) -> None:
+    sim.add_job("tick", Every(3600))
+    by_hand = sim.schedule("tick", at=sim.clock.wall() + 60)
+    sim.run_for(10)
+    sim.kernel.change_jobs(["tick"], [])
+    sim.run_for(7200)
+    assert sim.expected("tick") == []
+    assert sim.state(by_hand) is State.SUCCESS
+    assert len(sim.runs("tick")) == 2
+
+
+def test_every_transition_of_a_busy_day_is_legal(sim: Sim) -> None:
+    sim.keep_effects = True
+    sim.add_job("up", Every(300), params=("time",), program=SimProgram(40))
+    sim.add_job(
+        "down",
+        Every(300),
+        params=("time",),
+        conditions=(Dependency("up"), MaxRunning("1")),
+        program=SimProgram(20),
+    )
+    sim.run_for(86400)
+    last: dict[str, Run] = {}
+    for effect in sim.effects:
+        if isinstance(effect, Save) and effect.transition:
+            old = last.get(effect.run.run_id)
+            if old is not None:
+                assert effect.run.state in TRANSITIONS[old.state]
+            last[effect.run.run_id] = effect.run
+    assert {r.state for r in last.values() if r.times["schedule"] < sim.clock.wall() - 100} == {State.SUCCESS}
+    assert len(last) == 2 * 289
+
+
+def test_reports_of_unknown_runs_are_ignored(sim: Sim) -> None:
+    sim.kernel.report("r99", Finished(State.SUCCESS), 0.0, 0.0)
+    assert sim.kernel.outbox == []
+
+
+def test_finished_states_are_those_without_a_way_out() -> None:
+    assert {s for s, nexts in TRANSITIONS.items() if not nexts} == FINISHED
