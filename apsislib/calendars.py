@@ -64,7 +64,7 @@ class Calendar:
 
     def contains(self, day: date) -> bool:
         """Raises OutOfRange."""
-        return self._has(self._within(day))
+        return self.has(self._within(day))
 
     __contains__ = contains
 
@@ -75,12 +75,12 @@ class Calendar:
     def before(self, day: date) -> date:
         """`day` if it is a member, else the last member before it. Raises OutOfRange."""
         n = self._within(day)
-        return day if self._has(n) else date.fromordinal(self.shifted(n, -1))
+        return day if self.has(n) else date.fromordinal(self.shifted(n, -1))
 
     def after(self, day: date) -> date:
         """`day` if it is a member, else the next member. Raises OutOfRange."""
         n = self._within(day)
-        return day if self._has(n) else date.fromordinal(self.shifted(n, 1))
+        return day if self.has(n) else date.fromordinal(self.shifted(n, 1))
 
     # -- on ordinals, for schedules
 
@@ -91,34 +91,42 @@ class Calendar:
             return iter(self._added[bisect_left(self._added, start) :])
         if not self._flipped and len(self.weekdays) == 7:
             return iter(range(start, self.stop))
-        return (n for n in range(start, self.stop) if self._has(n))
+        return (n for n in range(start, self.stop) if self.has(n))
+
+    def has(self, n: int) -> bool:
+        """`contains` on ordinals, for n in the range."""
+        return ((n - 1) % 7 in self.weekdays) != (n in self._flipped)
+
+    def rank(self, n: int) -> int:
+        """How many members come before ordinal n, for n in the range or at its end."""
+        days = self._weekday_rank(n) - self._weekday_rank(self.first)
+        return days + bisect_left(self._added, n) - bisect_left(self._removed, n)
+
+    def member(self, rank: int) -> int:
+        """The ordinal of the member that has `rank` members before it. Raises OutOfRange."""
+        low, high = self.first, self.stop
+        if not 0 <= rank < self.rank(high):
+            raise OutOfRange(
+                f"calendar {self.name} has no such date within {self.range[0]} to {self.range[1]}"
+            )
+        if not self.weekdays:
+            return self._added[rank]
+        while high - low > 1:  # rank(low) <= rank < rank(high)
+            middle = (low + high) // 2
+            low, high = (middle, high) if self.rank(middle) <= rank else (low, middle)
+        return low
 
     def shifted(self, n: int, count: int) -> int:
         """`shift` on ordinals, for n in the range."""
         if count == 0:
             return n
-        rank = self._rank(n + self._has(n)) + count - 1 if count > 0 else self._rank(n) + count
-        if not 0 <= rank < self._rank(self.stop):
-            raise OutOfRange(f"calendar {self.name} has no date {abs(count)} after or before {_text(n)}")
-        low, high = self.first, self.stop  # rank(low) <= rank < rank(high)
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._rank(middle) <= rank else (low, middle)
-        return low
+        return self.member(self.rank(n) + count - (count > 0 and not self.has(n)))
 
     def _within(self, day: date) -> int:
         n = day.toordinal()
         if not self.first <= n < self.stop:
             raise OutOfRange(f"calendar {self.name} says nothing about {day}")
         return n
-
-    def _has(self, n: int) -> bool:
-        return ((n - 1) % 7 in self.weekdays) != (n in self._flipped)
-
-    def _rank(self, n: int) -> int:
-        """How many members come before ordinal n, for n in the range or at its end."""
-        days = self._weekday_rank(n) - self._weekday_rank(self.first)
-        return days + bisect_left(self._added, n) - bisect_left(self._removed, n)
 
     def _weekday_rank(self, n: int) -> int:
         return (n - 1) // 7 * self._upto[7] + self._upto[(n - 1) % 7]
@@ -147,7 +155,7 @@ class Calendar:
         exceptions = {
             n
             for n in self._flipped | other._flipped
-            if first <= n < stop and both(self._has(n), other._has(n)) != ((n - 1) % 7 in weekdays)
+            if first <= n < stop and both(self.has(n), other.has(n)) != ((n - 1) % 7 in weekdays)
         }
         return Calendar(f"({self.name} {sign} {other.name})", weekdays, exceptions, first, stop)
 
