@@ -6,17 +6,15 @@ socket that an HTTP server has read the request from). Both ends of TLS are used
 OpenSSL demands.
 """
 
-from apsislib.sockets.connection import (
+from apsislib.sockets.connection import MAX_PENDING, Connection
+from apsislib.sockets.events import (
     ABNORMAL,
     GOING_AWAY,
-    MAX_FRAME,
-    MAX_PENDING,
     NORMAL,
     POLICY,
     TOO_BIG,
     UNSUPPORTED,
     Closed,
-    Connection,
     Data,
     Event,
     Full,
@@ -25,6 +23,7 @@ from apsislib.sockets.connection import (
 )
 from apsislib.sockets.handshake import HANDSHAKE_TIMEOUT, Refused, connect, upgrade
 from apsislib.sockets.listener import MAX_CONNECTIONS, Listener
+from apsislib.sockets.outbox import MAX_FRAME, Outgoing
 
 __all__ = [
     "ABNORMAL",
@@ -43,6 +42,7 @@ __all__ = [
     "Event",
     "Full",
     "Listener",
+    "Outgoing",
     "Pong",
     "Refused",
     "Text",

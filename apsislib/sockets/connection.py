@@ -8,8 +8,7 @@ import socket
 import ssl
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from wsproto import events as ws
@@ -17,88 +16,16 @@ from wsproto.connection import Connection as Protocol
 from wsproto.connection import ConnectionState, ConnectionType
 
 from apsislib.clock import Clock
+from apsislib.sockets.assembly import Assembly, TooBig
+from apsislib.sockets.events import ABNORMAL, NORMAL, TOO_BIG, Closed, Event, Full, Pong
+from apsislib.sockets.outbox import Outbox, Outgoing
 
-MAX_FRAME = 1024 * 1024  # bytes of payload; agents refuse frames above 16 MiB, and what is in hand is memory
 MAX_PENDING = 64 * 1024 * 1024  # bytes; above it the peer reads so slowly that nobody is served by more
 MAX_CONTROL = 64  # answers to Pings not yet taken by the socket; with more, reading waits for writing
 READ_SMALL, READ_LARGE = 16 * 1024, 256 * 1024  # bytes of one recv: a large one costs an mmap each time
 READ_ROUND = 256 * 1024  # bytes read before events are handed over
-WRITE_JOIN = 64 * 1024  # bytes up to which small frames share one send
 WRITE_ROUND = 4 * 1024 * 1024  # bytes written before reading has its turn
 CLOSE_TIMEOUT = 5.0  # seconds for the peer to answer a Close, and for us to be rid of what is queued
-
-NORMAL, GOING_AWAY, UNSUPPORTED, ABNORMAL, POLICY, TOO_BIG = 1000, 1001, 1003, 1006, 1008, 1009
-
-
-class Full(ConnectionError):
-    """The peer does not read: what is queued for it would exceed the limit."""
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """A piece of a binary message; the whole where the connection assembles. `last` ends the message."""
-
-    data: bytes
-    last: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of a text message; the whole where the connection assembles. `last` ends the message."""
-
-    data: str
-    last: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """The peer answered a ping, or says so."""
-
-    payload: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The connection is over; the last event, and the answer of every later poll.
-
-    `code` is the peer's, or ours where the peer never sent one; 1006 where there was neither. `why`:
-    "peer" closed it in order; "local": we did; "protocol": the peer broke the rules and was told
-    `code`; "lost": the socket ended or failed without a word.
-    """
-
-    code: int
-    reason: str
-    why: Literal["peer", "local", "protocol", "lost"]
-
-
-Event = Data | Text | Pong | Closed
-Outgoing = bytes | str
-
-
-class _Pieces:
-    """A message sent as one fragment a piece, each asked for only when the socket has taken the former."""
-
-    def __init__(self, pieces: Iterable[Outgoing], counted: bool) -> None:
-        self.counted = counted  # its bytes were added to the queued ones
-        self._pieces = _split(pieces)
-        self._ahead = next(self._pieces, b"")
-
-    def take(self) -> tuple[Outgoing, bool]:
-        """(the next piece, whether it is the last)."""
-        piece, ahead = self._ahead, next(self._pieces, None)
-        if ahead is not None:
-            self._ahead = ahead
-        return piece, ahead is None
-
-    def close(self) -> None:
-        self._pieces.close()
-
-
-def _split(pieces: Iterable[Outgoing]) -> Generator[Outgoing, None, None]:
-    """The pieces, none empty, none larger than a frame may be."""
-    for piece in pieces:
-        for at in range(0, len(piece), MAX_FRAME):
-            yield piece if len(piece) <= MAX_FRAME else piece[at : at + MAX_FRAME]
 
 
 class Connection:
@@ -155,9 +82,7 @@ class Connection:
         self._woken = False  # a byte is on its way through the wake pair
 
         self._events: list[Event] = []
-        self._assemble = assemble
-        self._part: bytearray | list[str] | None = None  # of the message being assembled
-        self._part_size = 0
+        self._assembly = Assembly(assemble)
         self._leftover = bool(leftover)  # the protocol holds bytes that came with the handshake
         self._more = True  # there may be bytes that poll() can't see: ours, or those in the TLS layer
         self._read_size = READ_SMALL
@@ -165,9 +90,7 @@ class Connection:
         self._read_needs_write = False  # TLS
         self._write_needs_read = False  # TLS
 
-        self._control: deque[bytes] = deque()  # frames that go before the next data frame
-        self._messages: deque[Outgoing | _Pieces] = deque()
-        self._queued = 0  # bytes in _messages, where they can be known
+        self._outbox = Outbox(self._protocol)
         self._out = memoryview(b"")  # encoded, being taken by the socket
         self._deaf = False  # the socket refuses to take more; what it still holds for us is read
         self._close: tuple[int, str] | None = None  # to be sent after _messages
@@ -181,7 +104,7 @@ class Connection:
     @property
     def pending(self) -> int:
         """Bytes queued but not yet taken by the socket; of send_fragments() only the piece in hand counts."""
-        return self._queued + self._posted_bytes + len(self._out)
+        return self._outbox.queued + self._posted_bytes + len(self._out)
 
     def post(self, item: Callable[[], object] | Outgoing) -> bool:
         """Have the owner's thread call `item` within its poll(), or send it if it is a message.
@@ -221,7 +144,7 @@ class Connection:
     @property
     def idle(self) -> bool:
         """Nothing is queued; everything sent was taken by the socket."""
-        return not (self._messages or self._control or self._out or self._posted)
+        return not (self._outbox or self._out or self._posted)
 
     def send(self, message: Outgoing) -> bool:
         """Queue a message, binary or text; it leaves at the next poll(), large ones in frames of 1 MiB.
@@ -229,10 +152,10 @@ class Connection:
         False if the connection is closing or over. Raises Full if `pending` would exceed `limit_bytes`;
         an empty queue takes a message of any size.
         """
-        if self.closed is not None or self._close is not None or self._deaf:
+        if self.closed is not None or self._discard or self._deaf:
             return False
         self._room(len(message))
-        self._enqueue(message)
+        self._outbox.add(message)
         return True
 
     def send_fragments(self, pieces: Iterable[Outgoing]) -> bool:
@@ -241,15 +164,15 @@ class Connection:
         All of them bytes, or all text. What the iterator raises comes out of poll(), the connection
         dropped, since half a message cannot be taken back.
         """
-        if self.closed is not None or self._close is not None or self._deaf:
+        if self.closed is not None or self._discard or self._deaf:
             return False
-        self._messages.append(_Pieces(pieces, counted=False))
+        self._outbox.add_pieces(pieces)
         return True
 
     def ping(self, payload: bytes = b"") -> None:
         """Send a Ping; it overtakes queued messages."""
         if self.closed is None and self._protocol.state is ConnectionState.OPEN and not self._deaf:
-            self._control.append(self._protocol.send(ws.Ping(payload)))
+            self._outbox.add_control(self._protocol.send(ws.Ping(payload)))
 
     def close(self, code: int = NORMAL, reason: str = "", timeout: float = CLOSE_TIMEOUT) -> None:
         """Send what is queued, then a Close, and await the answer; after `timeout` seconds drop the socket.
@@ -279,12 +202,6 @@ class Connection:
                 f" and {size} more exceed the limit of {self.limit_bytes}"
             )
 
-    def _enqueue(self, message: Outgoing) -> None:
-        self._queued += len(message)
-        self._messages.append(
-            message if len(message) <= MAX_FRAME else _Pieces(iter((message,)), counted=True)
-        )
-
     # ---- the loop ------------------------------------------------------------------------------
 
     def poll(self, timeout: float | None = None, want_read: bool = True) -> list[Event]:
@@ -300,21 +217,44 @@ class Connection:
             self._take_posted()
             self._write()
             if self.closed is None:
-                self._wait(timeout, want_read or self._discard)
+                self._wait(timeout, want_read)
         except BaseException:
             self.abort("failed")
             raise
         events, self._events = self._events, []
         return events
 
+    def fileno(self) -> int:
+        """For an owner whose own poll() waits for other things too; see interest()."""
+        return self._sock.fileno()
+
+    def interest(self, want_read: bool = True) -> int | None:
+        """The select.poll() events of fileno() at which poll(0, want_read) would next have something to do.
+
+        None if it has at once. Neither posts of other threads nor the timeout of close() show on fileno().
+        """
+        reading = self._reading(want_read)
+        if self._events or self._posted or (reading and self._more):
+            return None
+        wanted = select.POLLIN if reading else 0
+        if self._out or self._outbox:
+            wanted |= select.POLLIN if self._write_needs_read else select.POLLOUT
+        if self._read_needs_write and reading:
+            wanted |= select.POLLOUT
+        return wanted
+
+    def _reading(self, want_read: bool) -> bool:
+        return (want_read or self._discard) and self._outbox.control < MAX_CONTROL
+
     def _wait(self, timeout: float | None, want_read: bool) -> None:
-        reading = want_read and len(self._control) < MAX_CONTROL
         if self._close_by is not None:
             left = max(0.0, self._close_by - self.clock.monotonic())
             timeout = left if timeout is None else min(timeout, left)
-        if (reading and self._more) or self._events:
+        wanted = self.interest(want_read)
+        if wanted is None:
             timeout = 0
-        self._watch(reading)
+            wanted = select.POLLIN if self._reading(want_read) else 0
+        self._watch(wanted)
         ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
         if self._wake_in.fileno() in ready:
             self._drain_wake()
@@ -324,22 +264,18 @@ class Connection:
         state = ready.get(self._sock.fileno(), 0)
         if state & (select.POLLHUP | select.POLLERR):
             self._hung_up = True
+        readable = state & ~select.POLLOUT or self._more or self._read_needs_write
         if state:
             self._read_needs_write = self._write_needs_read = False
-        if reading and (state or self._more):
+        if readable and self._reading(want_read):
             self._read()
         if self.closed is None:
             self._write()
         if self.closed is None and self._close_by is not None and self.clock.monotonic() >= self._close_by:
             self._end(self._ending or Closed(ABNORMAL, "no answer to our Close", "local"))
 
-    def _watch(self, reading: bool) -> None:
-        """Register the socket for what is wanted of it."""
-        wanted = select.POLLIN if reading else 0
-        if self._out or self._control or self._messages:
-            wanted |= select.POLLIN if self._write_needs_read else select.POLLOUT
-        if self._read_needs_write and reading:
-            wanted |= select.POLLOUT
+    def _watch(self, wanted: int) -> None:
+        """Register the socket for the events that are wanted of it."""
         # Else poll() would return at once, time and again, while nobody wants to read.
         mask = None if self._hung_up and not wanted else wanted
         if mask == self._mask:
@@ -364,8 +300,8 @@ class Connection:
                     self._posted_bytes -= len(item)
             if callable(item):
                 item()
-            elif self._close is None and not self._deaf:
-                self._enqueue(item)
+            elif not self._discard and not self._deaf:
+                self._outbox.add(item)
 
     # ---- receiving -----------------------------------------------------------------------------
 
@@ -375,7 +311,7 @@ class Connection:
             self._parse(b"")
         taken = 0
         self._more = True
-        while self.closed is None and taken < READ_ROUND and len(self._control) < MAX_CONTROL:
+        while self.closed is None and taken < READ_ROUND and self._outbox.control < MAX_CONTROL:
             try:
                 data = self._sock.recv(self._read_size)
             except (BlockingIOError, ssl.SSLWantReadError):
@@ -407,19 +343,27 @@ class Connection:
             self._protocol.receive_data(data)
         for event in self._protocol.events():
             if isinstance(event, ws.Message):
-                if not self._discard:
-                    self._message(event)
-                    if self._ending is not None:
-                        return
+                if not self._discard and not self._message(event):
+                    return
             elif isinstance(event, ws.Ping):
                 if self._protocol.state is ConnectionState.OPEN and not self._deaf:
-                    self._control.append(self._protocol.send(event.response()))
+                    self._outbox.add_control(self._protocol.send(event.response()))
             elif isinstance(event, ws.Pong):
                 if not self._discard:
                     self._events.append(Pong(bytes(event.payload)))
             elif isinstance(event, ws.CloseConnection):
                 self._peer_closed(event)
                 return
+
+    def _message(self, event: ws.Message[Any]) -> bool:
+        try:
+            whole = self._assembly.add(event.data, event.message_finished and event.frame_finished)
+        except TooBig as error:
+            self._fail(TOO_BIG, str(error))
+            return False
+        if whole is not None:
+            self._events.append(whole)
+        return True
 
     def _peer_closed(self, event: ws.CloseConnection) -> None:
         """The peer sent a Close; or wsproto says so of a peer that broke the rules."""
@@ -428,8 +372,8 @@ class Connection:
             self._ending = Closed(code, reason, "local")
             self._answered = True
         elif self._protocol.state is ConnectionState.REMOTE_CLOSING:
-            self._forget_queued()
-            self._control.append(self._protocol.send(event.response()))
+            self._outbox.clear()
+            self._outbox.add_control(self._protocol.send(event.response()))
             self._ending = Closed(code, reason, "peer")
             self._answered = True
         else:
@@ -440,39 +384,13 @@ class Connection:
 
     def _fail(self, code: int, reason: str) -> None:
         """Tell the peer what it did wrong, and read on so that no reset keeps it from hearing it."""
-        self._forget_queued()
+        self._outbox.clear()
         if self._protocol.state is ConnectionState.OPEN and not self._deaf:
-            self._control.append(self._protocol.send(ws.CloseConnection(code, reason)))
+            self._outbox.add_control(self._protocol.send(ws.CloseConnection(code, reason)))
         self._ending = Closed(code, reason, "protocol")
         self._discard = True
-        self._part = None
         if self._close_by is None:
             self._close_by = self.clock.monotonic() + CLOSE_TIMEOUT
-
-    def _message(self, event: ws.Message[Any]) -> None:
-        last = event.message_finished and event.frame_finished
-        data = event.data
-        if self._assemble is None:
-            self._events.append(Text(data, last) if isinstance(data, str) else Data(bytes(data), last))
-            return
-        self._part_size += len(data)
-        if self._part_size > self._assemble:
-            self._fail(TOO_BIG, f"a message of more than {self._assemble} bytes")
-            return
-        if self._part is None:
-            if last:
-                self._part_size = 0
-                self._events.append(Text(data) if isinstance(data, str) else Data(bytes(data)))
-                return
-            self._part = [] if isinstance(data, str) else bytearray()
-        if isinstance(self._part, list):
-            if data:
-                self._part.append(data)
-        else:
-            self._part += data
-        if last:
-            part, self._part, self._part_size = self._part, None, 0
-            self._events.append(Text("".join(part)) if isinstance(part, list) else Data(bytes(part)))
 
     # ---- writing -------------------------------------------------------------------------------
 
@@ -493,14 +411,13 @@ class Connection:
                 return
             self._out = self._out[count:]
             taken += count
-        if self._answered and self._ending is not None and (self._deaf or not (self._out or self._control)):
+        if self._answered and self._ending is not None and (self._deaf or not (self._out or self._outbox)):
             self._end(self._ending)
 
     def _refused(self) -> None:
         """The socket takes no more. What the peer said before, perhaps a Close, can still be read."""
         self._deaf = True
-        self._forget_queued()
-        self._control.clear()
+        self._outbox.clear()
         self._out = memoryview(b"")
         if self._answered and self._ending is not None:
             self._end(self._ending)
@@ -511,40 +428,12 @@ class Connection:
 
     def _fill(self) -> bool:
         """Encode what comes next; False if there is nothing."""
-        out = bytearray()
-        while len(out) < WRITE_JOIN:
-            if self._control:
-                out += self._control.popleft()
-            elif self._messages:
-                out += self._next_frame()
-            elif self._close is not None and self._protocol.state is ConnectionState.OPEN:
-                code, reason = self._close
-                out += self._protocol.send(ws.CloseConnection(code, reason))
-            else:
-                break
+        out = self._outbox.encode()
+        if not out and self._close is not None and self._protocol.state is ConnectionState.OPEN:
+            code, reason = self._close
+            out += self._protocol.send(ws.CloseConnection(code, reason))
         self._out = memoryview(out)
         return bool(out)
-
-    def _next_frame(self) -> bytes:
-        message = self._messages[0]
-        if isinstance(message, _Pieces):
-            piece, last = message.take()
-            counted = message.counted
-        else:
-            piece, last, counted = message, True, True
-        if last:
-            self._messages.popleft()
-        if counted:
-            self._queued -= len(piece)
-        kind = ws.TextMessage if isinstance(piece, str) else ws.BytesMessage
-        return self._protocol.send(kind(piece, message_finished=last))  # type: ignore[arg-type]
-
-    def _forget_queued(self) -> None:
-        for message in self._messages:
-            if isinstance(message, _Pieces):
-                message.close()
-        self._messages.clear()
-        self._queued = 0
 
     # ---- the end -------------------------------------------------------------------------------
 
@@ -561,8 +450,6 @@ class Connection:
             self._wake_in.close()
             self._wake_out.close()
             self._sock.close()
-        self._forget_queued()
+        self._outbox.clear()
         self._out = memoryview(b"")
-        self._control.clear()
-        self._part = None
         self._events.append(closed)

@@ -162,14 +162,14 @@ def _tokens(headers: Mapping[str, str], name: str) -> set[str]:
 def connect(
     url: str,
     ssl_context: ssl.SSLContext | None = None,
-    timeout: float = HANDSHAKE_TIMEOUT,
+    deadline: Deadline | float = HANDSHAKE_TIMEOUT,
     *,
     clock: Clock | None = None,
     headers: Mapping[str, str] | None = None,
     assemble: int | None = None,
     limit_bytes: int = MAX_PENDING,
 ) -> Connection:
-    """Open a WebSocket to `url`: name, TCP, TLS and upgrade within `timeout` seconds.
+    """Open a WebSocket to `url`: name, TCP, TLS and upgrade by `deadline`, or in as many seconds.
 
     `ssl_context` is for wss; None means the system's trust roots, with the host name verified. Raises
     OSError of some kind, its text naming the server: TimeoutError, ssl.SSLError, socket.gaierror,
@@ -181,7 +181,8 @@ def connect(
     secure = parts.scheme == "wss"
     host, port = parts.hostname, parts.port or (443 if secure else 80)
     clock = clock or WallClock()
-    deadline = Deadline(timeout, clock)
+    if not isinstance(deadline, Deadline):
+        deadline = Deadline(deadline, clock)
     sock = _connect_tcp(host, port, deadline)
     try:
         if secure:
@@ -202,7 +203,7 @@ def connect(
         )
     except TimeoutError as error:
         sock.close()
-        raise TimeoutError(f"no WebSocket with {host}:{port} within {timeout:g} s") from error
+        raise TimeoutError(f"no WebSocket with {host}:{port} in time") from error
     except BaseException:
         sock.close()
         raise
@@ -222,7 +223,8 @@ def _connect_tcp(host: str, port: int, deadline: Deadline) -> socket.socket:
             return sock
         except OSError as error:
             sock.close()
-            last = type(error)(error.errno, f"can't connect to {host}:{port}: {error.strerror or error}")
+            text = f"can't connect to {host}:{port}: {error.strerror or error}"
+            last = TimeoutError(text) if error.errno is None else type(error)(error.errno, text)
             if deadline.passed():
                 break
     raise last

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from apsislib.clock import Clock, Deadline, WallClock
-from apsislib.sockets.connection import GOING_AWAY, MAX_PENDING, Connection
+from apsislib.sockets.connection import MAX_PENDING, Connection
+from apsislib.sockets.events import GOING_AWAY
 from apsislib.sockets.handshake import (
     HANDSHAKE_TIMEOUT,
     Refused,
@@ -273,6 +274,8 @@ class Listener:
                 current = wrapped
                 with self._lock:
                     self._threads[me] = wrapped  # wrapping detached the former
+                if self._stopping.is_set():  # stop() may have seen the former only
+                    _end(wrapped)
                 shake_hands(wrapped, deadline)
             path, headers, leftover = accept(current, deadline)
             return Connection(
