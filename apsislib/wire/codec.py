@@ -94,10 +94,10 @@ def _walk(value: Any, depth: int = 1) -> None:
                 raise WireError(f"keys of a map must be strings, not {show(key)}")
         value = value.values()
     for item in value:
+        if isinstance(item, msgpack.ExtType | msgpack.Timestamp):  # the former is a tuple as well
+            raise WireError("extension types have no meaning in a message")
         if isinstance(item, dict | list | tuple):
             _walk(item, depth + 1)
-        elif isinstance(item, msgpack.ExtType | msgpack.Timestamp):
-            raise WireError("extension types have no meaning in a message")
 
 
 def scalar(data: bytearray, at: int, end: int) -> Any:
