@@ -1,0 +1,112 @@
+"""What programs have printed, sent as it is stored, in bounded memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from apsislib.api.message import Request, Response, failed, ok
+from apsislib.api.parts import Parts
+from apsislib.errors import BadRequest, NotFound
+from apsislib.runs import run_number
+
+WINDOW = 2**20  # bytes read from the database at a time
+
+# A browser is to show nothing of an output as a page, whatever a program has printed or called it.
+_GUARD = (
+    ("content-security-policy", "sandbox; default-src 'none'; frame-ancestors 'none'"),
+    ("cross-origin-resource-policy", "same-origin"),
+)
+_PLAIN = re.compile(r"(text/plain|application/octet-stream)(; ?charset=[\w-]+)?")
+
+
+def all_outputs(parts: Parts, request: Request) -> Response:
+    run_id = request.params["run_id"]
+    if run_number(run_id) is None:
+        return ok([])
+    with parts.store.read() as reader:
+        found = reader.outputs(run_id)
+    return ok(
+        [
+            {
+                "output_id": output.output_id,
+                "output_len": output.length,
+                "name": output.name,
+                "content_type": output.content_type,
+            }
+            for output in found
+        ]
+    )
+
+
+def one_output(parts: Parts, request: Request) -> Response:
+    run_id, output_id = request.params["run_id"], request.params["output_id"]
+    info = None
+    if run_number(run_id) is not None:
+        with parts.store.read() as reader:
+            info = next((o for o in reader.outputs(run_id) if o.output_id == output_id), None)
+    if info is None:
+        raise NotFound(f"no output {output_id} for {run_id}")
+
+    filename = re.sub(r"[^0-9A-Za-z_-]", "_", f"{run_id}-{output_id}")
+    headers = [
+        ("accept-ranges", "bytes"),
+        ("content-disposition", f'attachment; filename="{filename}.txt"'),
+        *_GUARD,
+    ]
+    status, start, stop = 200, 0, info.length
+    wanted = request.headers.get("range")
+    # There is no validator that If-Range could name, so such a request means the whole.
+    if wanted is not None and "if-range" not in request.headers:
+        try:
+            part = parse_range(wanted, info.length)
+        except BadRequest as error:
+            answer = failed(416, str(error))
+            return Response(416, answer.body, headers=[("content-range", f"bytes */{info.length}")])
+        if part is not None:
+            status, (start, stop) = 206, part
+            headers.append(("content-range", f"bytes {start}-{stop - 1}/{info.length}"))
+    kind = info.content_type if _PLAIN.fullmatch(info.content_type) else "application/octet-stream"
+    pieces = windows(parts, run_id, output_id, start, stop)
+    return Response(status, pieces, kind, headers, length=stop - start)
+
+
+def windows(parts: Parts, run_id: str, output_id: str, start: int, stop: int) -> Iterator[bytes]:
+    """The bytes from `start` to `stop`, a window at a time.
+
+    No read of the database spans two windows: a client that reads slowly holds no snapshot open,
+    which would keep the write-ahead log from shrinking.
+    """
+    while start < stop:
+        end = min(start + WINDOW, stop)
+        with parts.store.read() as reader:
+            piece = b"".join(reader.output(run_id, output_id, start, end))
+        if len(piece) != end - start:
+            raise NotFound(f"output {output_id} of {run_id} is no more")
+        yield piece
+        start = end
+
+
+_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.ASCII | re.IGNORECASE)
+
+
+def parse_range(text: str, length: int) -> tuple[int, int] | None:
+    """(start, stop) of a Range header; None where it is to be ignored, as RFC 9110 allows.
+
+    Raises BadRequest where nothing of it exists. Several ranges at once are ignored.
+    """
+    match = _RANGE.fullmatch(text)
+    if match is None or match[1] == match[2] == "":
+        return None
+    if match[1] == "":
+        count = int(match[2])
+        if count == 0 or length == 0:
+            raise BadRequest(f"no such range in an output of {length} bytes")
+        return max(0, length - count), length
+    first = int(match[1])
+    last = int(match[2]) if match[2] else length - 1
+    if match[2] and last < first:
+        return None
+    if first >= length:
+        raise BadRequest(f"no such range in an output of {length} bytes")
+    return first, min(last + 1, length)

@@ -1,0 +1,174 @@
+"""A server in the test's own process: the real store, kernel, driver, API and live streams, and no agents."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from apsislib import jobs
+from apsislib.api import Parts, Server
+from apsislib.calendars import Calendars
+from apsislib.clock import Deadline, WallClock
+from apsislib.driver import Driver
+from apsislib.driver import Parts as DriverParts
+from apsislib.feeds import Feed
+from apsislib.jobs import JobSet, Kinds
+from apsislib.live import Live
+from apsislib.scheduler import Settings
+from apsislib.store import Store
+from programs import noop
+from programs.base import Settings as ProgramSettings
+
+PROGRAM = "program: {type: no-op}\n"
+SLOW = "program: {type: no-op, duration: 600}\n"
+YEARLY = "schedule: {type: interval, interval: 600}\n"
+
+
+class Host:
+    """What no-ops need of a server."""
+
+    agents = None
+
+    def __init__(self, driver: Driver) -> None:
+        self.clock = driver.clock
+        self.report = driver.report
+        self.run = driver.live_run
+        self.spawn = driver.spawn
+
+
+class Installation:
+    def __init__(
+        self,
+        directory: Path,
+        files: Mapping[str, str],
+        connections: Callable[[], Mapping[str, Any]] | None = None,
+        live: Mapping[str, Any] | None = None,
+        **server: Any,
+    ) -> None:
+        self.clock = WallClock()
+        self.job_dir = directory / "jobs"
+        self.job_dir.mkdir()
+        for job_id, text in files.items():
+            self.write(job_id, text)
+        self.ends: list[bool] = []
+        self.store = Store(directory / "apsis.db", self.clock)
+        self.feed = Feed()
+        self.kinds = Kinds(lambda mapping: noop.parse(mapping, ProgramSettings()))
+        self.deaths: list[str] = []
+        calendars = Calendars()
+        self.store.open()
+        self.driver = Driver(
+            Settings(horizon=3600.0),
+            self.load(),
+            self.store,
+            self.feed,
+            self.clock,
+            DriverParts(
+                load_program=lambda json: noop.load(json, ProgramSettings()),
+                parse_ad_hoc=lambda mapping, job_id: jobs.parse_job(mapping, job_id, self.kinds, ad_hoc=True),
+                load_jobs=self.load,
+                get_calendar=calendars.get,
+                host=Host,
+                die=self.deaths.append,
+            ),
+        )
+        self.store.committed = self.driver.committed
+        self.store.unwritable = self.driver.unwritable
+        self.store.start()
+        self.live = Live(
+            self.driver,
+            self.store,
+            self.feed,
+            self.clock,
+            connections=connections,
+            **{"batch": 0.01, **(live or {})},
+        )
+        parts = Parts(
+            self.driver,
+            self.store,
+            self.clock,
+            connections=connections,
+            shut_down=self.ends.append,
+            version="9.8.7",
+        )
+        self.server = Server(parts, port=0, take_socket=self.live.take, **server)
+        self.http = requests.Session()
+
+    def load(self) -> JobSet:
+        return jobs.load_dir(self.job_dir, self.kinds)
+
+    def write(self, job_id: str, text: str) -> None:
+        path = self.job_dir / f"{job_id}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    def start(self) -> Installation:
+        self.driver.start()
+        self.server.start()
+        assert self.driver.is_running.wait(10)
+        return self
+
+    def stop(self) -> None:
+        self.http.close()
+        left = self.server.stop(Deadline(5))
+        left += self.live.stop(Deadline(5))
+        left += self.driver.stop(Deadline(5))
+        assert self.store.close(Deadline(5))
+        assert left == []
+        assert self.deaths == []
+        assert [t.name for t in threading.enumerate() if t.name.startswith(("apsis-api", "apsis-live"))] == []
+
+    @property
+    def port(self) -> int:
+        return self.server.address[1]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def ws(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/api/v1"
+
+    def get(self, path: str, **options: Any) -> requests.Response:
+        return self.http.get(self.url + path, timeout=10, **options)
+
+    def post(self, path: str, json: Any = None, **options: Any) -> requests.Response:
+        return self.http.post(self.url + path, json=json, timeout=30, **options)
+
+    def make(self, job_id: str, **body: Any) -> dict[str, Any]:
+        """A new run, as the API answers it."""
+        answer = self.post("/api/v1/runs", {"job_id": job_id, **body})
+        assert answer.status_code == 200, answer.text
+        (run,) = answer.json()["runs"].values()
+        return run
+
+    def state(self, run_id: str) -> str:
+        return self.get(f"/api/v1/runs/{run_id}/state").json()["state"]
+
+    def print(self, run_id: str, pieces: Iterable[bytes], at: int = 0, **options: Any) -> None:
+        """Output of a run, on disk when this returns."""
+        done = threading.Event()
+        subscription = self.feed.subscribe(run_id, wake=done.set)
+        for piece in pieces:
+            self.store.put_output(run_id, "output", at, piece, **options)
+            at += len(piece)
+        while not any(getattr(event, "length", None) == at for event in subscription.get(10)):
+            pass
+        subscription.close()
+
+    def raw(self, data: bytes, end: bool = True, timeout: float = 10) -> bytes:
+        """Everything that the server answers to these bytes until it closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout) as sock:
+            sock.sendall(data)
+            if end:
+                sock.shutdown(socket.SHUT_WR)
+            answer = b""
+            while piece := sock.recv(65536):
+                answer += piece
+            return answer
