@@ -1,0 +1,41 @@
+"""Everything on disk: one thread writes, any thread reads. The only importer of sqlite3.
+
+store     Store: the mailbox, the writer's thread, the brake. Read it first
+batches   one batch, one transaction; what cannot be written is left out and named
+backlog   output that is not on disk yet
+outputs   output as chunks
+pool      read-only connections, lent to threads
+reader    the queries, each by an index
+rows      runs as rows
+files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
+records   what goes in and comes out, besides the kernel's effects
+"""
+
+from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID
+from apsislib.store.reader import Reader
+from apsislib.store.records import (
+    Chunk,
+    DeleteRuns,
+    DropJob,
+    Entry,
+    Grew,
+    OutputInfo,
+    SaveJob,
+    SetMeta,
+)
+from apsislib.store.store import Store
+
+__all__ = [
+    "APPLICATION_ID",
+    "ARCHIVE_ID",
+    "Chunk",
+    "DeleteRuns",
+    "DropJob",
+    "Entry",
+    "Grew",
+    "OutputInfo",
+    "Reader",
+    "SaveJob",
+    "SetMeta",
+    "Store",
+]

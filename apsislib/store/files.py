@@ -1,0 +1,244 @@
+"""The database file: opening, creating, migrating, locking and copying it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from importlib import resources
+from pathlib import Path
+from sqlite3 import Connection
+from typing import BinaryIO
+from urllib.parse import quote
+
+from apsislib.errors import ApsisError
+
+# In the file's header, so that `file` and other programs can tell what it is: "APSI", "APSA".
+APPLICATION_ID = 0x41505349
+ARCHIVE_ID = 0x41505341
+
+TIMEOUT = 5.0  # s; how long to wait for a lock that somebody else, e.g. the sqlite3 shell, holds
+OLD_TABLES = {"clock", "next_run_id", "run_summary"}  # what only the Apsis before this one had
+MIN_SQLITE = (3, 37, 0)  # STRICT tables
+
+PAGES_IN_WAL = 4000  # 16 MB; the writer checkpoints at a commit beyond this
+WAL_LIMIT = 64 << 20  # bytes; a WAL that a long read has grown is cut back to this
+CACHE = 16384  # KiB of pages in the writer's memory
+
+
+def _create(db: Connection) -> None:
+    run_script(db, resources.files("apsislib").joinpath("schema.sql").read_text("utf-8"))
+    db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    db.executemany(
+        "INSERT INTO meta (name, value) VALUES (?, ?)",
+        [("next_run", 1), ("batch", 0), ("installation", str(uuid.uuid4()))],
+    )
+
+
+# Step n makes version n out of version n - 1, in a transaction of its own. Steps are only ever added.
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create,)
+
+
+def run_script(db: Connection, script: str) -> None:
+    """Execute statements one by one, inside the transaction that is open (executescript would end it)."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.execute(statement)
+            statement = ""
+
+
+class Lock:
+    """One writing process a database: held from open to close, and by the kernel no longer than we live."""
+
+    def __init__(self, path: Path) -> None:
+        """ApsisError: another process, or another store of this one, has it."""
+        # A file of its own: closing the database file ourselves would drop SQLite's locks on it. It is
+        # never removed: another process might be about to lock the name that we would take away.
+        self.path = path.with_name(path.name + ".lock")
+        try:
+            self._file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115
+        except OSError as error:
+            raise ApsisError(f"can't lock {path}: {error.strerror}: {self.path}") from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.seek(0)
+            owner = self._file.read(20).decode("ascii", "replace").strip()
+            self._file.close()
+            by = f"process {owner}" if owner else "another process"
+            raise ApsisError(f"{path} is in use by {by}: stop it, or use another database") from None
+        self._file.truncate(0)
+        self._file.write(f"{os.getpid()}\n".encode())
+        self._file.flush()
+
+    def release(self) -> None:
+        self._file.close()
+
+
+def identity(path: Path) -> tuple[int, int]:
+    """Which file `path` names now. OSError: none."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def connect(path: Path, mode: str, timeout: float | None = None) -> Connection:
+    """A connection in autocommit mode. `mode`: ro (for any reader), rw, or rwc (make the file)."""
+    db = sqlite3.connect(
+        f"file:{quote(str(path))}?mode={mode}",
+        uri=True,
+        timeout=TIMEOUT if timeout is None else timeout,
+        isolation_level=None,  # we say BEGIN ourselves
+        check_same_thread=False,  # a connection is used by one thread at a time, and its owner may change
+        cached_statements=256,
+    )
+    try:
+        if mode == "ro":
+            db.execute("PRAGMA query_only = ON")
+        else:
+            # FULL, not NORMAL: Launch trusts this commit, also after a power cut.
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA wal_autocheckpoint = {PAGES_IN_WAL}")
+            db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT}")
+            db.execute(f"PRAGMA cache_size = -{CACHE}")
+            # Debian's default, ON, writes zeros over each page freed by the joining of chunks.
+            db.execute("PRAGMA secure_delete = FAST")
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def open_database(
+    path: Path,
+    timeout: float | None = None,
+    migrations: Sequence[Callable[[Connection], None]] = MIGRATIONS,
+) -> Connection:
+    """The read-write connection to the database at `path`, made if missing, brought to the latest version.
+
+    ApsisError: it is something else, damaged, of a newer program, or cannot be written.
+    """
+    if sqlite3.sqlite_version_info < MIN_SQLITE:
+        need = ".".join(map(str, MIN_SQLITE))
+        raise ApsisError(f"SQLite {sqlite3.sqlite_version} is too old: Apsis needs {need} or later")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a directory" if path.is_dir() else f"can't be made: there is no directory {path.parent}"
+        raise ApsisError(f"database {path} {what}: set database.path in the configuration")
+    try:
+        db = connect(path, "rwc", timeout)
+        try:
+            _judge(db, path, len(migrations))
+            _migrate(db, path, migrations)
+        except BaseException:
+            db.close()
+            raise
+        return db
+    except sqlite3.Error as error:
+        raise ApsisError(explain(path, error)) from error
+
+
+def explain(path: Path, error: BaseException) -> str:
+    """What went wrong with the file, and the way out."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    remedy = {
+        sqlite3.SQLITE_NOTADB: "it is no database: set database.path to another file, or restore a backup",
+        sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or move it away and salvage it with"
+        " `sqlite3 DAMAGED .recover | sqlite3 SALVAGED`",
+        sqlite3.SQLITE_FULL: "make room on the disk",
+        sqlite3.SQLITE_READONLY: "let the server's user write to the file and its directory",
+        sqlite3.SQLITE_CANTOPEN: "let the server's user read and write the file and its directory",
+        sqlite3.SQLITE_BUSY: "another program holds it locked: end that program's transaction",
+        sqlite3.SQLITE_IOERR: "look for errors of the disk in the system log",
+    }.get(code)
+    return f"database {path}: {error}" + (f": {remedy}" if remedy else "")
+
+
+def _judge(db: Connection, path: Path, latest: int) -> None:
+    """ApsisError, unless the file is empty or an Apsis database of a version that we know."""
+    tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    application = db.execute("PRAGMA application_id").fetchone()[0]
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if application == ARCHIVE_ID:
+        raise ApsisError(f"{path} is an archive, not a database: set database.path to the live database")
+    if application != APPLICATION_ID:
+        if tables >= OLD_TABLES:
+            raise ApsisError(
+                f"{path} was made by an older Apsis and is left as it is: bring its contents into a new"
+                f" file with `apsis import-db {path} NEW` and set database.path to NEW"
+            )
+        if tables or application or version:
+            raise ApsisError(f"{path} is a database, but not of Apsis: set database.path to another file")
+    if version > latest:
+        raise ApsisError(
+            f"{path} was written by a newer Apsis (version {version}, this program knows {latest}):"
+            " install that Apsis again, or restore a backup from before"
+        )
+
+
+def _migrate(db: Connection, path: Path, migrations: Sequence[Callable[[Connection], None]]) -> None:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version == 0:
+        # Both before the first table: later, either takes a VACUUM.
+        db.execute(
+            "PRAGMA page_size = 4096"
+        )  # a commit writes whole pages: larger ones cost more than they save
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        if db.execute("PRAGMA auto_vacuum").fetchone()[0] != 2:  # an empty database made by another program
+            db.execute("VACUUM")
+    if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+        raise ApsisError(f"{path} can't be used with a write-ahead log: put the database on a local disk")
+    for number, step in enumerate(migrations[version:], version + 1):
+        with transaction(db):
+            step(db)
+            db.execute(f"PRAGMA user_version = {number}")
+    with transaction(db):
+        pass  # refuses a file that we may read only, now rather than at the first run
+
+
+class transaction:  # noqa: N801 - reads as a word of the language
+    """BEGIN IMMEDIATE, then COMMIT, or ROLLBACK where the block or the commit fails."""
+
+    def __init__(self, db: Connection) -> None:
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        try:
+            if kind is None:
+                self._db.execute("COMMIT")
+        finally:
+            if self._db.in_transaction:  # SQLite itself rolls back after some errors
+                self._db.execute("ROLLBACK")
+
+
+def backup(source: Path, target: Path) -> None:
+    """Copy a database that is in use, as it is at one instant, to a new file. Writers do not wait.
+
+    ApsisError: the target exists, or cannot be written.
+    """
+    if target.exists():
+        raise ApsisError(f"{target} exists: name a new file for the backup")
+    part = target.with_name(target.name + ".part")  # so that half a copy is never taken for a backup
+    try:
+        part.unlink(missing_ok=True)
+        with closing(connect(source, "ro")) as live, closing(sqlite3.connect(part)) as copy:
+            # All in one step, which is one read transaction: in several, each commit starts it afresh.
+            live.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")  # one file, that can be copied as it is
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.rename(part, target)
+        directory = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except (sqlite3.Error, OSError) as error:
+        part.unlink(missing_ok=True)
+        raise ApsisError(f"can't back up to {target}: {error}") from error

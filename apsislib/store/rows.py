@@ -1,0 +1,105 @@
+"""Runs as rows, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from apsislib.runs import Run, canonical, run_number
+from apsislib.states import State
+
+# What a run keeps from its making to its end, and what its transitions change. An update leaves the
+# first alone, and with them four of the seven indexes.
+FIXED = ("number", "job_id", "args", "rerun_of", "schedule", "occurrence", "cause")
+CHANGING = ("state", "timestamp", "rev", "times", "meta", "program", "conds", "actions", "run_state")
+
+COLUMNS = ", ".join(FIXED + CHANGING)
+
+SAVE = (
+    f"INSERT INTO runs ({COLUMNS}) VALUES ({', '.join('?' * len(FIXED + CHANGING))})"
+    f" ON CONFLICT (number) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in CHANGING)}"
+)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):  # a frozen mapping, which json does not know
+        return dict(value)
+    raise TypeError(f"can't store a {type(value).__name__}")
+
+
+# Made once: json.dumps() with options makes an encoder a call, half of the time of writing a run. What
+# contains itself is not looked for; it ends as a RecursionError.
+_encode = json.JSONEncoder(
+    separators=(",", ":"), ensure_ascii=False, allow_nan=False, check_circular=False, default=_plain
+).encode
+
+
+def dump(value: Any) -> str:
+    """JSON text. ValueError: a NaN or infinity, which no client could read back."""
+    return _encode(value)
+
+
+def number_of(run_id: str) -> int:
+    number = run_number(run_id)
+    if number is None:
+        raise ValueError(f"not a run ID: {run_id!r}")
+    return number
+
+
+def to_row(run: Run) -> tuple[Any, ...]:
+    """The values of COLUMNS. ValueError, TypeError: the run holds what cannot be stored."""
+    return (
+        number_of(run.run_id),
+        run.job_id,
+        canonical(run.args),
+        run.rerun_of,
+        run.times.get("schedule"),
+        run.occurrence,
+        run.cause,
+        run.state.value,
+        run.timestamp,
+        run.rev,
+        dump(run.times),
+        dump(run.meta),
+        None if run.program is None else dump(run.program),
+        dump(run.conds) if run.conds else None,
+        dump(run.actions) if run.actions else None,
+        None if run.run_state is None else dump(run.run_state),
+    )
+
+
+def from_row(row: tuple[Any, ...]) -> Run:
+    """The run in a row of COLUMNS. ValueError, TypeError, KeyError: it is damaged."""
+    number, job_id, args, rerun_of, _, occurrence, cause, state, timestamp, rev, *texts = row
+    times, meta, program, conds, actions, run_state = (text and json.loads(text) for text in texts)
+    run = Run(
+        run_id=f"r{number}",
+        job_id=job_id,
+        args=json.loads(args),
+        state=State(state),
+        timestamp=timestamp,
+        times=times,
+        program=program,
+        conds=tuple(conds or ()),
+        actions=tuple(actions or ()),
+        meta=meta,
+        run_state=run_state,
+        occurrence=occurrence,
+        cause=cause,
+        rerun_of=rerun_of,
+        rev=rev,
+    )
+    # json reads more than we write: a row that was damaged into other JSON must not travel on.
+    if not (isinstance(run.args, dict) and isinstance(times, dict) and isinstance(meta, dict)):
+        raise ValueError("args, times and meta must be mappings")
+    return run
+
+
+def to_text(run: Run) -> str:
+    """A run as one JSON text: the snapshot of an owed action."""
+    return dump(to_row(run))
+
+
+def from_text(text: str) -> Run:
+    return from_row(tuple(json.loads(text)))
