@@ -14,6 +14,8 @@ MAX_ITEMS = 100_000  # in one array or map; an array's declared length is alloca
 MAX_CONTAINERS = 200_000  # in one message; 16 MiB of empty maps would else become a gigabyte of dicts
 MAX_DEPTH = 64  # a ProcResult is 5 deep; json.dumps, which prints it later, ends at about 1,000
 
+_PLAIN = frozenset({str, int, float, bool, type(None), bytes})  # nearly all there is in a message
+
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """The bytes of `message`, `type` first.
@@ -94,6 +96,8 @@ def _walk(value: Any, depth: int = 1) -> None:
                 raise WireError(f"keys of a map must be strings, not {show(key)}")
         value = value.values()
     for item in value:
+        if type(item) in _PLAIN:
+            continue
         if isinstance(item, msgpack.ExtType | msgpack.Timestamp):  # the former is a tuple as well
             raise WireError("extension types have no meaning in a message")
         if isinstance(item, dict | list | tuple):
