@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Callable, Mapping
-from decimal import Decimal
 from enum import IntEnum
 from functools import total_ordering
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn
 
 from apsislib import times
+from apsislib.dateformat import DATE_ESCAPES, DAYTIME_ESCAPES, TIME_ESCAPES, Parts, exact, formatted
 
 DAY = 86_400  # seconds
 
@@ -44,13 +43,6 @@ class Month(_Short):
 
 class Weekday(_Short):
     Mon, Tue, Wed, Thu, Fri, Sat, Sun = range(7)
-
-
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
 class _Value:
@@ -204,8 +196,9 @@ class Date(_Value):
         # A text too: args are texts, and `Date(date) + days` has always worked.
         if not isinstance(days, int | float | str):
             return NotImplemented
+        count = _whole(days)
         try:
-            return self._made(datetime.date.fromordinal(self._value.toordinal() + _whole(days)))
+            return self._made(datetime.date.fromordinal(self._value.toordinal() + count))
         except (ValueError, OverflowError):
             raise OverflowError(f"date not in range: {self} + {days} days") from None
 
@@ -221,7 +214,7 @@ class Date(_Value):
         return self._value.isoformat()
 
     def __format__(self, spec: str) -> str:
-        return _formatted(spec, _DATE_ESCAPES, "date", _Parts(self)) if spec else str(self)
+        return formatted(spec, DATE_ESCAPES, "date", Parts(self)) if spec else str(self)
 
 
 def _checked_date(parts: Any, wrong: str) -> Date:
@@ -235,7 +228,7 @@ def _checked_date(parts: Any, wrong: str) -> Date:
 def _whole(days: int | float | str) -> int:
     try:
         return int(days)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"not a number of days: {days!r}") from None
 
 
@@ -291,14 +284,14 @@ class Daytime(_Value):
 
     @property
     def second(self) -> float:
-        return float(_exact(self._value) % 60)
+        return float(exact(self._value) % 60)
 
     def __add__(self, seconds: Any) -> Daytime:
         """That many seconds later, around midnight."""
         if not isinstance(seconds, int | float | str):
             return NotImplemented
         # Decimal: 09:30:00.1 + 0.2 is 09:30:00.3.
-        later = float((_exact(self._value) + _exact(_seconds(seconds))) % DAY)
+        later = float((exact(self._value) + exact(_seconds(seconds))) % DAY)
         return Daytime((later + DAY if later < 0 else later) % DAY)
 
     __radd__ = __add__
@@ -310,7 +303,7 @@ class Daytime(_Value):
         return times.format_daytime(self._value)
 
     def __format__(self, spec: str) -> str:
-        return _formatted(spec, _DAYTIME_ESCAPES, "daytime", _Parts(None, self)) if spec else str(self)
+        return formatted(spec, DAYTIME_ESCAPES, "daytime", Parts(None, self)) if spec else str(self)
 
 
 def _seconds(value: int | float | str) -> float:
@@ -323,11 +316,6 @@ def _seconds(value: int | float | str) -> float:
     if seconds != seconds:
         raise ValueError("not a number of seconds: nan")
     return seconds
-
-
-def _exact(seconds: float) -> Decimal:
-    """The decimal that a float is written as."""
-    return Decimal(repr(seconds))
 
 
 # -- times -----------------------------------------------------------------------------------------
@@ -362,57 +350,17 @@ class LocalTime(NamedTuple):
     def __str__(self) -> str:
         return f"{self.date}T{self.daytime}"
 
-    @property
-    def year(self) -> int:
-        return self.date.year
+    def __getattr__(self, name: str) -> Any:
+        """The parts of both: `year`, `weekday`, `hour` and so on."""
+        if name in _OF_DATE:
+            return getattr(self.date, name)
+        if name in _OF_DAYTIME:
+            return getattr(self.daytime, name)
+        raise AttributeError(f"a LocalTime has no {name!r}")
 
-    @property
-    def month(self) -> Month:
-        return self.date.month
 
-    @property
-    def day(self) -> int:
-        return self.date.day
-
-    @property
-    def weekday(self) -> Weekday:
-        return self.date.weekday
-
-    @property
-    def ordinal(self) -> int:
-        return self.date.ordinal
-
-    @property
-    def week(self) -> int:
-        return self.date.week
-
-    @property
-    def week_year(self) -> int:
-        return self.date.week_year
-
-    @property
-    def ymdi(self) -> int:
-        return self.date.ymdi
-
-    @property
-    def datenum(self) -> int:
-        return self.date.datenum
-
-    @property
-    def hour(self) -> int:
-        return self.daytime.hour
-
-    @property
-    def minute(self) -> int:
-        return self.daytime.minute
-
-    @property
-    def second(self) -> float:
-        return self.daytime.second
-
-    @property
-    def ssm(self) -> float:
-        return self.daytime.ssm
+_OF_DATE = frozenset(("year", "month", "day", "weekday", "ordinal", "week", "week_year", "ymdi", "datenum"))
+_OF_DAYTIME = frozenset(("hour", "minute", "second", "ssm"))
 
 
 @total_ordering
@@ -451,7 +399,7 @@ class Time(_Value):
     @property
     def std(self) -> datetime.datetime:
         """In UTC, truncated to microseconds."""
-        return _EPOCH + datetime.timedelta(microseconds=int(_exact(self._value) * 1_000_000 // 1))
+        return _EPOCH + datetime.timedelta(microseconds=int(exact(self._value) * 1_000_000 // 1))
 
     def __add__(self, seconds: Any) -> Time:
         return (
@@ -479,8 +427,8 @@ class Time(_Value):
         local = to_local(self, zone or "UTC" if at else "UTC")
         utc = to_local(self, "UTC")
         offset = (local.date - utc.date) * DAY + int(local.ssm) - int(utc.ssm)
-        parts = _Parts(local.date, local.daytime, offset)
-        return _formatted((pattern if at else spec) or "%i", _TIME_ESCAPES, "time", parts)
+        parts = Parts(local.date, local.daytime, offset)
+        return formatted((pattern if at else spec) or "%i", TIME_ESCAPES, "time", parts)
 
 
 def to_local(time: Any, tz: str | TimeZone) -> LocalTime:
@@ -504,174 +452,20 @@ def from_local(local: Any, tz: str | TimeZone, first: bool = True) -> Time:
     return Time._at(found[0])
 
 
-# -- formats ---------------------------------------------------------------------------------------
-
-
-class _Parts(NamedTuple):
-    """What is formatted; what the value has not is None, and no escape of its kind asks for it."""
-
-    date: Any = None
-    daytime: Any = None
-    offset: int = 0  # of the zone, in seconds
-
-
-class _Modifiers(NamedTuple):
-    """Of one escape: `%~^#x6.3S`."""
-
-    short: bool
-    pad: str | None
-    width: int | None
-    digits: int | None  # of the fraction of a second
-
-    def number(self, value: int, width: int) -> str:
-        return str(value).rjust(width if self.width is None else self.width, self.pad or "0")
-
-    def word(self, text: str) -> str:
-        return text.rjust(self.width or 0, self.pad or " ")
-
-
-_ESCAPE = re.compile(r"%((?:[~^_]|#.|[0-9]+|\.[0-9]*)*)(.?)", re.DOTALL)
-_MODIFIER = re.compile(r"([~^_])|#(.)|([0-9]+)|\.([0-9]*)", re.DOTALL)
-_LETTERS = "YXWVUTSRQPONZABCDEFGHIKLM"  # military zones, from -12 h to 12 h
-
-Escapes = Mapping[str, Callable[[_Parts, _Modifiers], str]]
-
-
-def _formatted(spec: str, escapes: Escapes, kind: str, parts: _Parts) -> str:
-    """`spec` with each `%` escape replaced. Raises ValueError."""
-
-    def replaced(found: re.Match[str]) -> str:
-        modifiers, letter = found.groups()
-        if letter == "%":
-            return "%"
-        if letter not in escapes:
-            known = " ".join(f"%{c}" for c in escapes)
-            raise ValueError(f"unknown {kind} escape {found[0]!r} in format {spec!r} (known: {known})")
-        signs, pad, width, digits = "", None, None, None
-        for sign, new_pad, new_width, new_digits in _MODIFIER.findall(modifiers):
-            signs += sign
-            pad = new_pad or pad
-            width = int(new_width[:4]) if new_width else width
-            if not (sign or new_pad or new_width):
-                digits = int(new_digits[:4] or 0)
-        if (width or 0) > 999 or (digits or 0) > 15:
-            raise ValueError(
-                f"too wide an escape {found[0]!r} in format {spec!r} (999 characters, 15 digits)"
-            )
-        text = escapes[letter](parts, _Modifiers("~" in signs, pad, width, digits))
-        return text.upper() if "^" in signs else text.lower() if "_" in signs else text
-
-    return _ESCAPE.sub(replaced, spec)
-
-
-def _second(p: _Parts, m: _Modifiers) -> str:
-    second = _exact(p.daytime.ssm) % 60
-    text = m.number(int(second), 2)
-    return text if m.digits is None else f"{text}.{_fraction(second, m.digits)}"
-
-
-def _fraction(seconds: Decimal, digits: int) -> str:
-    """Truncated, so that no rounding reaches the minutes."""
-    return f"{int(seconds % 1 * 10**digits):0{digits}}" if digits else ""
-
-
-def _iso_date(p: _Parts, m: _Modifiers) -> str:
-    text = str(p.date)
-    return text.replace("-", "") if m.short else text
-
-
-def _iso_daytime(p: _Parts, m: _Modifiers) -> str:
-    colon = "" if m.short else ":"
-    second = _second(p, _Modifiers(False, None, None, m.digits))
-    return f"{p.daytime.hour:02}{colon}{p.daytime.minute:02}{colon}{second}"
-
-
-def _offset(p: _Parts, m: _Modifiers, colon: str) -> str:
-    hours, minutes = divmod(abs(p.offset) // 60, 60)
-    # Padded with zeros always: `+xx5` is no offset.
-    parts = (str(n).rjust(2 if m.width is None else m.width, "0") for n in (hours, minutes))
-    return f"{'-' if p.offset < 0 else '+'}{colon.join(parts)}"
-
-
-def _zone_letter(p: _Parts, m: _Modifiers) -> str:
-    hours, rest = divmod(p.offset, 3600)
-    return _LETTERS[hours + 12] if rest == 0 and -12 <= hours <= 12 else "?"
-
-
-def _iso_time(p: _Parts, m: _Modifiers, zone: str) -> str:
-    return f"{_iso_date(p, m)}T{_iso_daytime(p, m)}{zone}"
-
-
-_NARROW = _Modifiers(False, None, None, None)
-
-_DATE_ESCAPES: Escapes = {
-    "Y": lambda p, m: m.number(p.date.year, 4),
-    "y": lambda p, m: m.number(p.date.year % 100, 2),
-    "m": lambda p, m: m.number(int(p.date.month), 2),
-    "d": lambda p, m: m.number(p.date.day, 2),
-    "j": lambda p, m: m.number(p.date.ordinal, 3),
-    "a": lambda p, m: m.word(str(p.date.weekday)),
-    "A": lambda p, m: m.word(str(p.date.weekday) if m.short else _WEEKDAYS[p.date.weekday]),
-    "b": lambda p, m: m.word(str(p.date.month)),
-    "B": lambda p, m: m.word(str(p.date.month) if m.short else _MONTHS[p.date.month - 1]),
-    "u": lambda p, m: m.number(p.date.weekday + 1, 1),  # Sunday is 7
-    "w": lambda p, m: m.number((p.date.weekday + 1) % 7, 1),  # Sunday is 0
-    "G": lambda p, m: m.number(p.date.week_year, 4),
-    "g": lambda p, m: m.number(p.date.week_year % 100, 2),
-    "V": lambda p, m: m.number(p.date.week, 2),
-    "D": _iso_date,
-}
-_DAYTIME_ESCAPES: Escapes = {
-    "H": lambda p, m: m.number(p.daytime.hour, 2),
-    "I": lambda p, m: m.number((p.daytime.hour + 11) % 12 + 1, 2),
-    "M": lambda p, m: m.number(p.daytime.minute, 2),
-    "S": _second,
-    "f": lambda p, m: _fraction(_exact(p.daytime.ssm), 6),
-    "p": lambda p, m: m.word("AM" if p.daytime.hour < 12 else "PM"),
-    "C": _iso_daytime,
-}
-_TIME_ESCAPES: Escapes = {
-    **_DATE_ESCAPES,
-    **_DAYTIME_ESCAPES,
-    "i": lambda p, m: _iso_time(p, m, _offset(p, _NARROW, "" if m.short else ":")),
-    "T": lambda p, m: _iso_time(p, m, _zone_letter(p, m)),
-    "z": lambda p, m: _offset(p, m, ""),
-    "E": lambda p, m: _offset(p, m, ":"),
-    "e": _zone_letter,
-}
-
-
 # -- calendars -------------------------------------------------------------------------------------
 
 
-class _Days(Protocol):
-    """What a calendar of apsislib.calendars is, seen from here."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def range(self) -> tuple[datetime.date, datetime.date]: ...
-    def contains(self, day: datetime.date) -> bool: ...
-    def shift(self, day: datetime.date, count: int) -> datetime.date: ...
-    def before(self, day: datetime.date) -> datetime.date: ...
-    def after(self, day: datetime.date) -> datetime.date: ...
-    def __invert__(self) -> Any: ...
-    def __and__(self, other: Any) -> Any: ...
-    def __or__(self, other: Any) -> Any: ...
-    def __xor__(self, other: Any) -> Any: ...
-
-
 class Calendar:
-    """A calendar that takes whatever Date takes, and gives a Date."""
+    """A calendar of apsislib.calendars that takes whatever Date takes, and gives a Date."""
 
     __slots__ = ("_days",)
 
-    def __init__(self, days: _Days) -> None:
+    def __init__(self, days: Any) -> None:
         self._days = days
 
     @property
     def name(self) -> str:
-        return self._days.name
+        return str(self._days.name)
 
     @property
     def range(self) -> tuple[Date, Date]:
@@ -679,7 +473,7 @@ class Calendar:
         return Date(first), Date(stop)
 
     def contains(self, day: Any) -> bool:
-        return self._days.contains(Date(day).std)
+        return bool(self._days.contains(Date(day).std))
 
     __contains__ = contains
 
@@ -714,7 +508,7 @@ class Calendar:
         return hash(id(self._days))
 
     def __str__(self) -> str:
-        return self._days.name
+        return self.name
 
     def __repr__(self) -> str:
         return f"<Calendar {self._days.name}>"

@@ -17,7 +17,7 @@ from apsislib.errors import FieldError
 
 # Linux passes no single argument of more than 131,072 bytes to a program, so nothing useful is longer.
 SIZE = 262_144  # of a text; of a list: its texts plus ITEM for each item
-WORK = 2_000_000  # in one expansion; at most about 50 ms
+WORK = 1_000_000  # in one expansion: 50 to 100 ms at worst, some 10,000 turns of a loop
 DEPTH = 50  # levels of nested lists: hashing deep tuples would overflow the C stack
 BITS = 4_096  # of an integer
 WIDTH = 9_999  # of a field in a format
@@ -26,7 +26,8 @@ FORMAT = 1_000  # the length of a format: strftime makes up to 256 times as much
 ITEM = 4  # the size of an item of a list
 WALK = 8  # the work of looking at an item of a list
 STEP = 32  # the work of any operation: up to half a microsecond
-CALL = 200  # the work of a call of a function: a few microseconds
+METHOD = 100  # the work of a call of a method of a text, list or dict: a microsecond or two
+CALL = 200  # the work of any other call: a few microseconds
 
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS: tuple[type, ...] = (list, tuple, dict, range, *_VIEWS)
@@ -61,8 +62,8 @@ class Meter:
             return size
         if isinstance(value, _CONTAINERS):
             return self._walk(value, factor)
-        if isinstance(value, int) and value.bit_length() > BITS:
-            raise FieldError(f"a number in the template has more than {BITS} bits")
+        if isinstance(value, int):
+            _check_int(value)
         return len(value) if isinstance(value, bytes) else ITEM
 
     def _walk(self, value: Any, factor: int) -> int:
@@ -83,8 +84,10 @@ class Meter:
                         size += len(item)
                     elif isinstance(item, _CONTAINERS):
                         todo.append((item, depth + 1))
-                    else:
-                        size += self.weigh(item) - ITEM
+                    elif isinstance(item, int):
+                        _check_int(item)
+                    elif isinstance(item, bytes):
+                        size += len(item)
         self.spend(factor * (WALK * items + size // 4))
         if size + ITEM * items > SIZE:
             raise too_big()
@@ -101,6 +104,11 @@ class Meter:
                 raise too_big()
             made.append(item)
         return made
+
+
+def _check_int(value: int) -> None:
+    if value.bit_length() > BITS:
+        raise FieldError(f"a number in the template has more than {BITS} bits")
 
 
 def too_big() -> FieldError:
@@ -121,7 +129,7 @@ def before_operator(meter: Meter, operator: str, left: Any, right: Any) -> None:
                 if isinstance(other, (list, tuple)):
                     meter.reserve(times * len(other) * ITEM)
     elif operator == "**":
-        if isinstance(left, int) and isinstance(right, int) and left.bit_length() * right > BITS:
+        if isinstance(left, int) and isinstance(right, int) and (abs(left) - 1).bit_length() * right > BITS:
             raise FieldError(f"a number in the template has more than {BITS} bits")
     elif operator == "%" and isinstance(left, (str, bytes)):
         meter.reserve(percent_size(str(left), right))
@@ -297,14 +305,14 @@ def before_call(meter: Meter, function: Any, args: tuple[Any, ...], kwargs: Mapp
     owner = getattr(function, "__self__", None)
     if isinstance(owner, str):
         name = function.__name__
-        meter.spend(STEP)
+        meter.spend(METHOD)
         meter.weigh(owner, 4)
         if name in _METHOD_SIZES:
             meter.reserve(_METHOD_SIZES[name](owner, *args, **kwargs))
         if name in _METHOD_WORK:
             meter.spend(_METHOD_WORK[name](owner, *args, **kwargs))
     elif isinstance(owner, (list, tuple, dict)):
-        meter.spend(STEP)
+        meter.spend(METHOD)
         if function.__name__ not in _QUICK:
             meter.weigh(owner, 4)
     else:

@@ -24,7 +24,8 @@ from apsislib import dates, meter
 from apsislib.errors import FieldError
 from apsislib.meter import ITEM, SIZE, STEP, Meter
 
-TOKENS = 4_000  # in a template, text between marks counting one: compiling takes 20 us each
+TOKENS = 3_000  # in a template, text between marks counting one: compiling takes 20 us each
+LEVELS = 10  # of loops, macros and the like inside each other; Python's compiler allows 20
 
 HINT_COMMENT = '"{#" begins a template comment; put ${#...} of the shell between {% raw %} and {% endraw %}'
 HINT_STRING = "args are strings: convert with Date(x) or x | int"
@@ -103,18 +104,19 @@ def _lines(text: str) -> str:
 def _compiled(text: str) -> jinja2.Template:
     if len(text) > SIZE:
         raise FieldError(f"the template is longer than {SIZE} characters")
+    if text.count("{") > TOKENS and sum(map(text.count, ("{{", "{%", "{#"))) > TOKENS:
+        raise _too_many_tokens()
     return _compiled_short(text) if len(text) <= 4_096 else _compiled_long(text)
 
 
 def _compile(text: str) -> jinja2.Template:
     try:
         tree = _ENVIRONMENT.parse(text)
+        meters = _Meters()
         for node in tree.body:
             if isinstance(node, nodes.Output):  # not in a body: text between expressions comes once
-                node.nodes = [
-                    n if isinstance(n, nodes.TemplateData) else _METERS.visit(n) for n in node.nodes
-                ]
-        tree.body = [n if isinstance(n, nodes.Output) else _METERS.visit(n) for n in tree.body]
+                node.nodes = [n if isinstance(n, nodes.TemplateData) else meters.visit(n) for n in node.nodes]
+        tree.body = [n if isinstance(n, nodes.Output) else meters.visit(n) for n in tree.body]
         return _ENVIRONMENT.from_string(tree)
     except Exception as error:  # Jinja's parser and Python's compiler, on somebody else's text
         message = _message(error)
@@ -241,6 +243,9 @@ def _finalize(context: _Context, value: Any) -> Any:
 class _Meters(NodeTransformer):
     """Puts the meter into a template's tree where Jinja has no hook for it."""
 
+    def __init__(self) -> None:
+        self._level = 0
+
     def visit_TemplateData(self, node: nodes.TemplateData) -> nodes.Node:
         return nodes.Const(node.data)  # unlike plain data, a constant passes _finalize
 
@@ -249,18 +254,18 @@ class _Meters(NodeTransformer):
             node.test = _filter(node.test, " spend", STEP + _count(node.test))
         return self._body(node)
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:
-        return self._body(node)
-
-    def visit_CallBlock(self, node: nodes.CallBlock) -> nodes.Node:
-        return self._body(node)
-
-    def _body(self, node: nodes.For | nodes.Macro | nodes.CallBlock) -> nodes.Node:
+    def _body(self, node: Any) -> nodes.Node:
         """A body that may run again and again pays for each of its nodes each time."""
+        if self._level == LEVELS:
+            raise FieldError(f"the template has more than {LEVELS} loops or blocks inside each other")
         work = STEP + 2 * sum(map(_count, node.body))
+        self._level += 1
         self.generic_visit(node)
+        self._level -= 1
         node.body.insert(0, nodes.ExprStmt(_filter(nodes.Const(None), " spend", work)))
-        return node
+        return node  # type: ignore[no-any-return]
+
+    visit_Macro = visit_CallBlock = visit_FilterBlock = visit_AssignBlock = visit_With = _body
 
     def _made(self, node: nodes.Expr) -> nodes.Expr:
         self.generic_visit(node)
@@ -294,9 +299,6 @@ class _Meters(NodeTransformer):
     visit_Include = visit_Import = visit_FromImport = visit_Extends = visit_Block = _refused
 
 
-_METERS = _Meters()
-
-
 def _filter(node: nodes.Expr, name: str, *args: int) -> nodes.Filter:
     return nodes.Filter(node, name, [nodes.Const(a) for a in args], [], None, None, lineno=node.lineno)
 
@@ -317,10 +319,16 @@ _ALLOWED: tuple[tuple[type, frozenset[str]], ...] = (
     (int, frozenset(("name", "value", "real", "imag", "numerator", "denominator", "bit_length"))),
     (float, frozenset(("real", "imag", "is_integer", "hex", "as_integer_ratio"))),
     (bytes, frozenset(("decode", "hex"))),
+    (
+        datetime.date,  # and datetime; not `today` and `now`, which would differ at each expansion
+        frozenset(("year", "month", "day", "hour", "minute", "second", "microsecond", "tzinfo", "replace"))
+        | frozenset(("weekday", "isoweekday", "isocalendar", "isoformat", "strftime", "toordinal"))
+        | frozenset(("timestamp", "date", "time", "utcoffset", "tzname", "astimezone")),
+    ),
     (datetime.tzinfo, frozenset(("key", "tzname", "utcoffset", "dst"))),
     (type(len), frozenset()),  # functions of C
     (type(_filter), frozenset()),  # and of Python
-    (type(_METERS.visit), frozenset()),
+    (type(_Meters().visit), frozenset()),
 )
 
 
@@ -328,6 +336,9 @@ class _Unknown(jinja2.StrictUndefined):
     """What an unknown name or attribute gives: using it is an error; `default` and `is defined` work."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:  # in a list, say
+        self._fail_with_undefined_error()
 
     @property
     def _undefined_message(self) -> str:
@@ -382,9 +393,11 @@ def _range(*args: int) -> range:
     return numbers
 
 
-def _lipsum(n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
+@pass_context
+def _lipsum(context: _Context, n: int = 5, html: bool = True, min: int = 20, max: int = 100) -> str:
     if n * max > 5_000:
         raise meter.too_big()
+    context.meter.spend(10 * n * max)  # 1 us a word
     return generate_lorem_ipsum(n, html, min, max)
 
 
@@ -394,8 +407,12 @@ class _Tokens(Extension):
     def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
         for number, token in enumerate(stream):
             if number >= TOKENS:
-                raise FieldError(f"the template has more than {TOKENS} tokens")
+                raise _too_many_tokens()
             yield token
+
+
+def _too_many_tokens() -> FieldError:
+    return FieldError(f"the template has more than {TOKENS} tokens")
 
 
 class _Environment(SandboxedEnvironment):
@@ -427,6 +444,11 @@ class _Environment(SandboxedEnvironment):
         __context.meter.weigh(result)
         return result
 
+    def call_filter(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.startswith(" "):  # `map` calls filters by name
+            raise jinja2.TemplateRuntimeError(f"No filter named {name!r}")
+        return super().call_filter(name, *args, **kwargs)
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         assert isinstance(context, _Context)
         meter.before_operator(context.meter, operator, left, right)
@@ -444,7 +466,7 @@ def _environment() -> _Environment:
         filters[name] = _metered(plain, factor, meter.FILTER_SIZES.get(name), meter.FILTER_WORK.get(name))
     for name, plain in tests.items():
         tests[name] = _metered(plain, 1, None, meter.TEST_WORK.get(name))
-    # The blank: no template can name these.
+    # The blank: no template can name these, see also call_filter.
     env.filters.update({" weigh": _weigh, " spend": _spend, " haystack": _haystack})
     env.globals.update({"range": _range, "lipsum": _lipsum})
     return env
