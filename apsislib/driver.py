@@ -44,17 +44,17 @@ from apsislib.runs import (
     Report,
     Run,
     Save,
-    SaveJob,
     Send,
     Settle,
     Signal,
     Wake,
     instance,
     run_number,
+    stamp,
 )
 from apsislib.scheduler import Scheduler, Settings
 from apsislib.states import FINISHED, State
-from apsislib.store import Store
+from apsislib.store import SaveJob, Store
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +106,22 @@ class _Watch:
 
 class Driver:
     def __init__(
-        self, settings: Settings, jobs: JobSet, store: Store, feed: Feed, clock: Clock, parts: Parts
+        self,
+        settings: Settings,
+        jobs: JobSet,
+        store: Store,
+        feed: Feed,
+        clock: Clock,
+        parts: Parts,
+        *,
+        since: float | str | None = None,
+        refuse_older: float | None = None,
     ) -> None:
-        """`store` is open, its writer not started; give it `committed` and `unwritable` as callbacks."""
+        """`store` is open, its writer not started; give it `committed` and `unwritable` as callbacks.
+
+        `since`: schedules go on from there ("now", or an instant) if that is later than the stored
+        clock. `refuse_older`: seconds; raises BadRequest if the stored clock is older than that.
+        """
         self.jobs = jobs  # immutable; replaced whole by a reload, under the lock
         self.is_running = threading.Event()
         self.clock = clock
@@ -117,13 +130,17 @@ class Driver:
         self._parts = parts
         self._host = parts.host(self)
         with store.read() as reader:
-            stored = reader.clock()
             now = clock.wall()
-            self._kernel = Scheduler(
-                settings,
-                now if stored is None else stored,
-                () if stored is None else reader.occurrences(stored),
-            )
+            start = reader.clock()
+            start = now if start is None else start
+            if since is not None:
+                start = max(start, now if isinstance(since, str) else since)
+            if refuse_older is not None and start < now - refuse_older:
+                raise BadRequest(
+                    f"schedule.max_age: the server was last running at {stamp(start)}; to go on without"
+                    " what was missed since, serve with -o schedule.since=now"
+                )
+            self._kernel = Scheduler(settings, start, reader.occurrences(start))
             self._ad_hoc: dict[str, Job] = self._read_ad_hoc(reader.ad_hoc())
         # Protects the kernel. Nothing but leaf locks is taken under it, and no I/O is done.
         self._lock = threading.Lock()
@@ -146,8 +163,8 @@ class Driver:
 
     # -- life ------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Take up what an earlier process left, and start the timer. The store's writer must run.
+    def recover(self) -> None:
+        """Take up what an earlier process left. The store's writer must run.
 
         Returns once every program of a live run has been told to look for its process, so that agents
         may be let in.
@@ -162,8 +179,11 @@ class Driver:
         self._programs.submit(lambda: None).result()  # Connect effects have been acted on
         for owe in owed:
             self._actors.submit(self._do_action, owe)
-        self._timer.start()
         log.info("restored %d runs, %d owed actions", len(active), len(owed))
+
+    def start(self) -> None:
+        """Start the timer: from here on, what is due is started."""
+        self._timer.start()
 
     def stop(self, deadline: Deadline) -> list[str]:
         """Stop the timer and the hands; runs go on. Answers the names of threads still alive."""
@@ -471,7 +491,7 @@ class Driver:
             raise BadRequest("schedule: an ad hoc job can't have a schedule; give times.schedule instead")
         with self._hold() as kernel:
             self._ad_hoc[job_id] = job
-            kernel.outbox.append(SaveJob(job_id, job.json))
+            kernel.outbox.append(SaveJob(job_id, job.json))  # type: ignore[arg-type]
         return self._create(job_id, job, args, schedule, stop, count)
 
     def _create(

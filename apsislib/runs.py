@@ -285,14 +285,6 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveJob:
-    """Write an ad hoc job's definition."""
-
-    job_id: str
-    json: Json
-
-
-@dataclass(frozen=True, slots=True)
 class SetClock:
     """Everything due before this instant has been claimed."""
 
@@ -389,7 +381,6 @@ Effect = (
     Save
     | Note
     | Output
-    | SaveJob
     | SetClock
     | Owe
     | Settle

@@ -72,6 +72,7 @@ class Settings:
     max_expected: int = 2000  # per schedule: an every-second job must not fill the memory
     max_waiting: float | None = None
     actions: tuple[Json, ...] = ()  # owed by every run, besides its job's
+    max_age: float | None = None  # occurrences that are later than this are recorded as missed, not run
 
 
 class Scheduler:
@@ -352,7 +353,11 @@ class Scheduler:
 
     def _due(self, run: Run, wall: float, boot: float) -> None:
         run = self._claim(run)
-        if run.program is None:  # an expected run that could not be bound
+        late = wall - run.times["schedule"]
+        if run.occurrence and self._settings.max_age is not None and late > self._settings.max_age:
+            text = f"skipped: missed: due {late:.0f} s ago, schedule.max_age is {self._settings.max_age:g} s"
+            self._move(run, State.SKIPPED, wall, text)
+        elif run.program is None:  # an expected run that could not be bound
             message = str(run.meta.get("unbound", "not bound"))
             self.outbox.append(Output(run.run_id, message.encode("utf-8", "replace")))
             self._move(run, State.ERROR, wall, f"error: {message}")

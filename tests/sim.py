@@ -74,6 +74,7 @@ class Sim:
         self.rows: dict[str, Run] = {}
         self.log: dict[str, list[str]] = defaultdict(list)
         self.owed: dict[str, Owe] = {}
+        self.ended: dict[tuple[str, str], set[State]] = defaultdict(set)
         self.stored_clock = self.clock.wall()
         self.effects: list[Effect] = []  # all since the last `forget`
         self.keep_effects = False
@@ -153,6 +154,8 @@ class Sim:
         match effect:
             case Save(run):
                 self.rows[run.run_id] = run
+                if run.state in FINISHED:
+                    self.ended[run.key].add(run.state)
             case Note(run_id, _, message):
                 self.log[run_id].append(message)
             case SetClock(time):
@@ -181,7 +184,7 @@ class Sim:
                 ]
                 kernel.expect(token, runs, [o.note for o, _, _ in occurrences], wall, boot)
             case Lookup(key):
-                kernel.outcome(key, {r.state for r in self.rows.values() if r.key == key})
+                kernel.outcome(key, self.ended[key])
             case Owe():
                 self._do_action(effect)
             case Launch(run):

@@ -400,6 +400,7 @@ def test_a_run_waiting_for_a_scheduled_dependency_survives_a_crash(sim: Sim) -> 
     exist = frozenset({State.SCHEDULED, State.STARTING, State.RUNNING, State.SUCCESS})
     sim.run_for(10)
     sim.rows.clear()  # the first one was archived
+    sim.ended.clear()
     sim.add_job("down", conditions=(Dependency("up", exist=exist),))
     down = sim.schedule("down")
     sim.settle()

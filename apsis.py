@@ -1,0 +1,400 @@
+#!/usr/bin/env python3
+"""Apsis, a job scheduler: one process, job files, programs on agents.
+
+Read me first. Here are the command line of the server, the class that puts a server together, and the
+order in which its parts start and stop. apsislib/__init__.py says where to read on.
+
+    decide → commit → act → tell: apsislib/scheduler.py decides, apsislib/driver.py guards it with the
+    one lock, apsislib/store commits, and only then programs are acted on and subscribers told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import logging
+import os
+import queue
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+VERSION = "0.1.0"
+STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
+DEATH = 70  # exit status when the timer, the writer or the kernel has failed: restart me
+SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
+
+log = logging.getLogger("apsis")
+
+
+class Host:
+    """The server, as programs see it: see programs.base.Host."""
+
+    def __init__(self, driver: Any, store: Any, clock: Any, agents: Any) -> None:
+        self.clock = clock
+        self.agents = agents
+        self.report = driver.report
+        self.run = driver.live_run
+        self.spawn = driver.spawn
+        self.put_output = store.put_output
+        self._store = store
+
+    def output_length(self, run_id: str, output_id: str) -> int:
+        with self._store.read() as reader:
+            info = reader.output_info(run_id, output_id)
+        return 0 if info is None else info.length
+
+    def output_full(self) -> bool:
+        return bool(self._store.output_full())
+
+
+class Apsis:
+    """A whole server. `start` brings it up part by part, `stop` takes it down in the other order."""
+
+    def __init__(self, config: Any, restart: Callable[[bool], None] = lambda restart: None) -> None:
+        """Reads and checks everything, and listens; nothing runs yet.
+
+        Raises JobErrors, BadRequest (config, database) or OSError (a port in use). `restart` is called
+        when a client asks for the server's end: with True, it should be started again.
+        """
+        import agent_server
+        import programs
+        from apsislib import jobs
+        from apsislib.api import Parts, Server
+        from apsislib.calendars import Calendars
+        from apsislib.clock import WallClock
+        from apsislib.driver import Driver
+        from apsislib.driver import Parts as DriverParts
+        from apsislib.feeds import Feed
+        from apsislib.live import Live
+        from apsislib.localagent import LocalAgent
+        from apsislib.scheduler import Settings
+        from apsislib.store import Store
+
+        self.config = config
+        clock = WallClock()
+        calendars = Calendars(config.calendars)
+        table = programs.Table(config)
+        kinds = jobs.Kinds(
+            table.parse, calendars, config.schedule_types, config.condition_types, config.action_types
+        )
+        self._ended = restart
+
+        def load_jobs() -> Any:
+            found = jobs.load_dir(config.job_dir, kinds)
+            errors = jobs.check(found, clock.wall(), calendars.get)
+            if errors:
+                raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
+            return found
+
+        loaded = load_jobs()
+        for warning in (*config.warnings, *loaded.warnings):
+            log.warning("%s", warning)
+
+        agent = config.procstar.agent
+        self.local = None
+        listen, notes = agent_server.ports(agent.server) if agent.enable else ([], [])
+        for note in notes:
+            log.warning("%s", note)
+        if agent.local:
+            self.local = LocalAgent(Path(f"{config.database.path}.agent.json"))
+            me = self.local.identity
+            listen.append(agent_server.Port("127.0.0.1", me.port, me.token))
+
+        self.store = Store(config.database.path, clock, config.database.timeout)
+        self.store.open()
+        self.feed = Feed()
+        self.agents = None
+        if listen:
+            self.agents = agent_server.AgentServer(
+                listen,
+                clock,
+                reconnect_timeout=agent.connection.reconnect_timeout,
+                output_full=self.store.output_full,
+                on_change=lambda change: self.feed.publish([change]),
+            )
+        settings = Settings(
+            config.schedule.horizon,
+            config.schedule.max_expected,
+            config.waiting.max_time,
+            tuple(a.to_json() for a in config.action),
+            config.schedule.max_age if config.schedule.on_max_age == "record" else None,
+        )
+        self.driver = Driver(
+            settings,
+            loaded,
+            self.store,
+            self.feed,
+            clock,
+            DriverParts(
+                load_program=table.load,
+                parse_ad_hoc=lambda mapping, job_id: jobs.parse_job(mapping, job_id, kinds, ad_hoc=True),
+                load_jobs=load_jobs,
+                get_calendar=calendars.get,
+                host=lambda driver: Host(driver, self.store, clock, self.agents),
+                die=self._die,
+            ),
+            since=config.schedule.since,
+            refuse_older=config.schedule.max_age if config.schedule.on_max_age == "fail" else None,
+        )
+        self.store.committed = self.driver.committed
+        self.store.unwritable = self.driver.unwritable
+        self.store.failing = self._say_failing
+        self.store.on_death = lambda error: self._die(f"writer: {error}")
+        connections = self.agents.connections if self.agents is not None else None
+        lookback = config.runs.lookback
+        self.live = Live(
+            self.driver, self.store, self.feed, clock, connections=connections, lookback=lookback
+        )
+        self.http = Server(
+            Parts(self.driver, self.store, clock, connections, restart, VERSION, lookback),
+            config.http.host,
+            config.http.port,
+            take_socket=self.live.take,
+            allowed_hosts=config.http.allowed_hosts,
+        )
+
+    def start(self) -> None:
+        """Config, jobs and database are read: recover, then agents, then the timer, then HTTP."""
+        self.store.start()
+        self.driver.recover()
+        if self.agents is not None:
+            self.agents.start()
+            self.agents.restored()
+        if self.local is not None and self.agents is not None:
+            self.local.start(self.agents.addresses()[-1][1])
+        self.driver.start()
+        self.http.start()
+        host, port = self.http.address
+        log.info("serving http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+
+    def stop(self) -> list[str]:
+        """Down the ladder, with one deadline for all. Runs go on; answers threads that did not end."""
+        from apsislib.clock import Deadline
+
+        deadline = Deadline(STOP)
+        left = self.http.stop(deadline)
+        left += self.live.stop(deadline)
+        left += self.driver.stop(deadline)
+        if self.local is not None:
+            self.local.stop()
+        if self.agents is not None:
+            left += self.agents.stop(deadline)
+        if not self.store.close(deadline):
+            left.append("apsis-writer")
+        self.feed.close()
+        for name in left:
+            log.error("thread %s did not end in time", name)
+        return left
+
+    def _say_failing(self, reason: str | None) -> None:
+        if reason is None:
+            log.warning("the database can be written again: going on")
+        else:
+            log.error("the database can't be written: %s; nothing new is started until it can", reason)
+
+    def _die(self, what: str) -> None:
+        """What remains could only lie: end at once, so that a restart recovers in seconds."""
+        log.critical("the server can't go on: %s", what)
+        logging.shutdown()
+        os._exit(DEATH)
+
+
+# -- commands --------------------------------------------------------------------------------------
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Run a server until it is told to end."""
+    from apsislib import config as configs
+    from apsislib.errors import ApsisError
+
+    sys.setswitchinterval(SWITCH)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # The handlers only put a word; SimpleQueue.put is safe to call from one.
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for number, word in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "hangup")):
+        signal.signal(number, lambda *_, word=word: asked.put(word))  # type: ignore[misc]
+    try:
+        config = configs.load(args.config, args.override)
+        if args.local_agent:
+            agent = replace(config.procstar.agent, local=True)
+            config = replace(config, procstar=replace(config.procstar, agent=agent))
+        host = args.serve_host or config.http.host
+        port = config.http.port if args.serve_port is None else args.serve_port
+        config = replace(config, http=replace(config.http, host=host, port=port))
+        server = Apsis(config, lambda restart: asked.put("restart" if restart else "stop"))
+    except (ApsisError, OSError) as error:
+        complain(error)
+        return 1
+    if not config.python.gc.enabled:
+        gc.disable()
+    if config.python.gc.threshold is not None:
+        gc.set_threshold(*config.python.gc.threshold)
+    gc.collect()
+    gc.freeze()  # jobs stay: no collection should look at them again
+    try:
+        server.start()
+    except (ApsisError, OSError) as error:
+        complain(error)
+        server.stop()
+        return 1
+    while (word := asked.get()) == "hangup":
+        if server.agents is not None:
+            server.agents.reload_certificate()
+    log.info("%s", "restarting" if word == "restart" else "stopping; runs go on")
+    left = server.stop()
+    if word == "restart":
+        logging.shutdown()
+        os.execv(sys.executable, sys.orig_argv)
+    log.info("stopped")
+    if left:
+        # A user's own program that blocks must not keep the process: its run is taken up at the next start.
+        logging.shutdown()
+        os._exit(0)
+    return 0
+
+
+def check_jobs(args: argparse.Namespace) -> int:
+    """Load and check a directory of job files, without a server."""
+    import programs
+    from apsislib import config as configs
+    from apsislib import jobs
+    from apsislib.calendars import Calendars
+    from apsislib.clock import WallClock
+    from apsislib.errors import ApsisError
+
+    if not Path(args.dir).is_dir():
+        print(f"error: not a directory: {args.dir}", file=sys.stderr)
+        return 2
+    try:
+        config = configs.load(args.config)
+        calendars = Calendars(config.calendars)
+        kinds = jobs.Kinds(
+            programs.Table(config).parse,
+            calendars,
+            config.schedule_types,
+            config.condition_types,
+            config.action_types,
+        )
+        found = jobs.load_dir(args.dir, kinds)
+        now = WallClock().wall()
+        errors = jobs.check(found, now, calendars.get)
+        if args.check_dependencies_scheduled:
+            errors += jobs.check_scheduled(found, now, calendars.get)
+    except jobs.JobErrors as wrong:
+        found, errors = None, list(wrong.errors)
+    except ApsisError as error:
+        complain(error)
+        return 1
+    for error in errors:
+        print(f"{error.job_id}: {error}" if error.job_id else str(error))
+    if found is not None:
+        for warning in found.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def create(args: argparse.Namespace) -> int:
+    """Make an empty database. `serve` makes one too, if there is none."""
+    from apsislib.clock import WallClock
+    from apsislib.errors import ApsisError
+    from apsislib.store import Store
+
+    if Path(args.path).exists():
+        print(f"error: {args.path} exists already", file=sys.stderr)
+        return 1
+    try:
+        store = Store(Path(args.path), WallClock())
+        store.open()
+        store.close()
+    except (ApsisError, OSError) as error:
+        complain(error)
+        return 1
+    return 0
+
+
+def complain(error: Exception) -> None:
+    """An error that is the operator's to mend: sentences, no traceback."""
+    print(f"error: {error}", file=sys.stderr)
+    for detail in getattr(error, "errors", ()):
+        job = f"job {detail.job_id}: " if getattr(detail, "job_id", None) else ""
+        print(f"  {job}{detail}", file=sys.stderr)
+
+
+# -- command line ----------------------------------------------------------------------------------
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    from apsislib import cli
+
+    top = argparse.ArgumentParser(prog=prog, description="Apsis, a job scheduler.")
+    cli.add_options(top)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+
+    add = commands.add_parser("serve", help="run the server", description="Run the server.")
+    add.add_argument("--config", metavar="FILE", nargs="?", help="the server's file (default: no file)")
+    add.add_argument(
+        "-o", "--override", metavar="NAME=VAL", action="append", default=[], help="set a config key"
+    )
+    add.add_argument("--host", dest="serve_host", metavar="HOST", help="address to listen on (127.0.0.1)")
+    add.add_argument("--port", dest="serve_port", metavar="PORT", type=int, help="port to listen on (5000)")
+    add.add_argument("--local-agent", action="store_true", help="run programs on this host, without set-up")
+    add.add_argument("--debug", action="store_true", help="log everything")
+    add.set_defaults(run=serve)
+
+    add = commands.add_parser("check-jobs", help="check a directory of job files")
+    add.add_argument("dir", metavar="DIR")
+    add.add_argument("--config", metavar="FILE", help="the server's file, for its calendars and types")
+    add.add_argument(
+        "--check-dependencies-scheduled",
+        action="store_true",
+        help="also that dependencies of the next day's runs are scheduled, without cycles",
+    )
+    add.set_defaults(run=check_jobs)
+
+    add = commands.add_parser("create", help="create an empty database")
+    add.add_argument("path", metavar="PATH")
+    add.set_defaults(run=create)
+
+    commands.add_parser("agent", help="run an agent (see apsis agent --help)", add_help=False)
+    cli.add_commands(commands, VERSION)
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args[:1] == ["agent"]:
+        from apsislib import agent
+
+        return agent.main(args[1:])
+    prog = "apsisctl" if Path(sys.argv[0]).name == "apsisctl" else "apsis"
+    top = parser(prog)
+    given = top.parse_args(args)
+    if given.command is None:
+        top.print_usage(sys.stderr)
+        print("error: no command", file=sys.stderr)
+        return 2
+    level = "DEBUG" if getattr(given, "debug", False) else given.log_level
+    set_up_logging(level or ("INFO" if given.command == "serve" else "WARNING"))
+    return int(given.run(given))
+
+
+def set_up_logging(level: str) -> None:
+    """To stderr: time, who, how bad (one letter), what."""
+    logging.addLevelName(logging.CRITICAL, "C")
+    for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logging.addLevelName(number, logging.getLevelName(number)[0])
+    logging.basicConfig(
+        format="%(asctime)s.%(msecs)03d %(name)-24s %(levelname)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        level={"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}[level],
+        force=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

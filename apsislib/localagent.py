@@ -1,0 +1,156 @@
+"""The agent on the server's own host, so that programs run without any set-up.
+
+It is a process of its own, with a session of its own: the server's end, however it comes, is not
+the agent's, and a server that is started again finds it, with its programs, by what is written in
+a file beside the database. An agent that was left alone, without server and programs, ends itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import select
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from apsislib.errors import BadRequest
+
+log = logging.getLogger(__name__)
+
+GROUP = "default"
+IDLE_EXIT = 600  # s without server and without records, after which the agent ends itself
+CRASHED = 1.0  # s before an agent that has ended is replaced, so that a broken one makes no busy loop
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """By what server and agent find each other again. Secret: whoever knows it may pose as the agent."""
+
+    port: int
+    token: str
+    conn_id: str
+    pid: int = 0
+
+    @staticmethod
+    def read(path: Path) -> Identity | None:
+        """What an earlier server wrote; None where there is none."""
+        try:
+            return Identity(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise BadRequest(
+                f"{path}: can't be read: {error}; remove it if no program of the local agent is running"
+            ) from None
+
+    @staticmethod
+    def new() -> Identity:
+        return Identity(0, secrets.token_urlsafe(32), str(uuid.uuid4()))
+
+    def write(self, path: Path) -> None:
+        """Whole or not at all, for nobody else's eyes."""
+        draft = path.with_name(path.name + ".new")
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(descriptor, "w") as file:
+            json.dump(asdict(self), file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+
+    def alive(self) -> bool:
+        """Whether the process of this agent is still there, and not another with its pid."""
+        try:
+            return self.pid > 0 and self.conn_id.encode() in Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        except OSError:
+            return False
+
+
+class LocalAgent:
+    """Keeps one agent process alive while the server runs."""
+
+    def __init__(self, path: Path) -> None:
+        """`path`: the file that holds its identity, beside the database."""
+        self._path = path
+        self.identity = Identity.read(path) or Identity.new()
+        self._stop, self._stopping = os.pipe()
+        self._thread = threading.Thread(target=self._keep_alive, name="apsis-local-agent")
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self, port: int) -> None:
+        """The agent server listens on `port` of loopback: start the agent, or leave the living one."""
+        if self.identity.port != port and self.identity.alive():
+            # It would look for the server at the old port for ever; its programs are lost to us anyway.
+            log.warning("the local agent was told another port; it is asked to end")
+            os.kill(self.identity.pid, signal.SIGTERM)
+            self.identity = Identity.new()
+        self.identity = replace(self.identity, port=port)
+        if self.identity.alive():
+            log.info("the local agent lives: pid=%d", self.identity.pid)
+        else:
+            self._spawn()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look after it no more. The agent goes on: it has programs to look after."""
+        os.close(self._stopping)
+        if self._thread.ident is not None:
+            self._thread.join()
+        os.close(self._stop)
+
+    def _spawn(self) -> None:
+        me = self.identity
+        argv = [sys.executable, "-m", "apsislib.agent", "--agent", "--plain"]
+        argv += ["--agent-host", "127.0.0.1", "--agent-port", str(me.port)]
+        argv += ["--group-id", GROUP, "--conn-id", me.conn_id, "--idle-exit", str(IDLE_EXIT)]
+        # A server that is back is found within this time; upstream's minute is for agents in thousands.
+        argv += ["--connect-interval-max", "2"]
+        root = str(Path(__file__).parent.parent)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+        env = {**os.environ, "PROCSTAR_AGENT_TOKEN": me.token, "PYTHONPATH": path}
+        with open(self._path.with_suffix(".log"), "ab") as errors:
+            self._child = subprocess.Popen(
+                argv,
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+                close_fds=True,
+            )
+        self.identity = replace(me, pid=self._child.pid)
+        self.identity.write(self._path)
+        log.info("local agent started: pid=%d port=%d", self._child.pid, me.port)
+
+    def _keep_alive(self) -> None:
+        """(apsis-local-agent) Replace the agent when it has ended. Ends when stop() was called."""
+        try:
+            while self._wait_for_end():
+                log.warning("the local agent has ended; starting another")
+                # Another process is another agent: runs of the old one must not be looked for there.
+                self.identity = replace(Identity.new(), port=self.identity.port, token=self.identity.token)
+                self._spawn()
+        except Exception:
+            log.exception("the local agent is not looked after any more; restart the server")
+
+    def _wait_for_end(self) -> bool:
+        """Whether the agent has ended, and not our own time come."""
+        try:
+            process = os.pidfd_open(self.identity.pid)
+        except ProcessLookupError:
+            return not select.select([self._stop], [], [], CRASHED)[0]
+        try:
+            ready = select.select([process, self._stop], [], [])[0]
+        finally:
+            os.close(process)
+        if self._stop in ready:
+            return False
+        if self._child is not None:
+            self._child.wait()
+        return not select.select([self._stop], [], [], CRASHED)[0]
