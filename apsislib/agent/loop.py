@@ -103,17 +103,22 @@ class Loop:
     # -- the thread
 
     def run(self) -> None:
-        """Until stop()."""
+        """Until stop(). What fails in a callback is logged and costs only what it was about.
+
+        An agent that ended over it would take the output of every program with it.
+        """
         while not self._stopped:
             while self._posted and not self._stopped:
-                self._posted.popleft()()
+                _try(self._posted.popleft())
             self._fire_timers()
             if self._stopped:
                 break
             for fd, events in self._epoll.poll(self._wait()):
                 call = self._calls.get(fd)
-                if call is not None:  # one that came before in this batch may have unwatched it
-                    call(events)
+                if call is None:  # one that came before in this batch has unwatched it
+                    continue
+                if not _try(call, events) and self._calls.get(fd) is call:
+                    self.unwatch(fd)  # or it would fail again at once, for ever
 
     def stop(self) -> None:
         self._stopped = True
@@ -141,7 +146,7 @@ class Loop:
     def _fire_timers(self) -> None:
         now = self.clock.monotonic()
         while self._timers and self._timers[0][0] <= now:
-            heapq.heappop(self._timers)[2].fire()
+            _try(heapq.heappop(self._timers)[2].fire)
 
     def _woken(self, events: int) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -150,3 +155,13 @@ class Loop:
     def _signalled(self, signum: int, frame: FrameType | None) -> None:
         # Runs between any two instructions of the loop's thread: note it, act from the loop.
         self.post(self._on_signal[signum])
+
+
+def _try(call: Callable[..., None], *args: int) -> bool:
+    """Call; False if it failed."""
+    try:
+        call(*args)
+    except Exception:
+        log.error("internal error", exc_info=True)
+        return False
+    return True

@@ -189,6 +189,9 @@ class _Client:
             self._wait(WRITE if self._out else READ)
         except OSError:
             self.close()
+        except Exception:
+            self.close()
+            raise
 
     def _read(self) -> None:
         """Answer the request that has come, if it has come in full."""

@@ -239,7 +239,7 @@ def _fd(pair: Any) -> tuple[int, FdSpec]:
     decode = _KINDS.get(kind) if isinstance(kind, str) else None
     if decode is not None and isinstance(value, Mapping):
         return fd, decode(fd, value)
-    if kind in _BARE_KINDS and bare:
+    if isinstance(kind, str) and kind in _BARE_KINDS and bare:
         return fd, _BARE_KINDS[kind]
     raise _Undecodable(f"fds: {fd_name(fd)}: unknown kind of descriptor, or a bad value for it: {kind!r}")
 
@@ -285,7 +285,7 @@ _KINDS: dict[str, Callable[[int, Any], FdSpec]] = {
     "capture": _capture,
     "pipe-read": _pipe_read,
 }
-_BARE_KINDS: dict[Any, FdSpec] = {"inherit": Inherit(), "close": Close(), "pipe-write": PipeWrite()}
+_BARE_KINDS: dict[str, FdSpec] = {"inherit": Inherit(), "close": Close(), "pipe-write": PipeWrite()}
 
 
 def _flags(value: Any, fd: int) -> int:
