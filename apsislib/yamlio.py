@@ -318,6 +318,8 @@ def plain(text: str) -> Any:
         sign, *digits = found.groups()
         for base, based in zip((2, 8, 16), digits, strict=True):
             if based is not None and (bare := based.replace("_", "")):
+                if len(bare) > 1000:  # Python refuses to write out integers beyond 4,300 digits
+                    raise ValueError("too many digits")
                 return int(sign + bare, base)
         return text
     if found := _TIME.fullmatch(text):

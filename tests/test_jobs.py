@@ -50,9 +50,13 @@ KNOWN = {
 }
 
 
+OLD = {"shell": "procstar-shell", "program": "procstar", "apsis.program.process.ProcessProgram": "procstar"}
+
+
 def program(mapping):
     if mapping["type"] == "broken":
         raise RuntimeError("boom")
+    mapping = {**mapping, "type": OLD.get(mapping["type"], mapping["type"])}
     if mapping["type"] not in KNOWN:
         raise FieldError(f"unknown program type: {mapping['type']}", ["type"])
     surplus = [k for k in mapping if k not in KNOWN[mapping["type"]] | {"type"}]
@@ -97,6 +101,11 @@ def wrong(write):
         return [(e.job_id, e.line, e.message) for e in caught.value.errors]
 
     return wrong
+
+
+def test_a_users_own_kind_may_have_an_old_name(write):
+    own = Kinds(program=lambda mapping: Text(tuple(mapping.items())))
+    assert load_dir(write(a="program: {type: shell}"), own).warnings == ()
 
 
 # -- which files ----------------------------------------------------------------------------------------
@@ -259,14 +268,11 @@ def test_an_anchor_may_be_used_more_than_once(load):
     [
         ("program: echo hi", {"type": "procstar-shell", "command": "echo hi"}),
         ("program: [echo, 1]", {"type": "procstar", "argv": ["echo", 1]}),
-        (
-            "program: {type: shell, command: x, host: h, user: u}",
-            {"type": "procstar-shell", "command": "x", "sudo_user": "u"},
-        ),
+        ("program: {type: shell, command: x}", {"type": "procstar-shell", "command": "x"}),
         ("program: {type: program, argv: [x]}", {"type": "procstar", "argv": ["x"]}),
         (
-            "program: {type: apsis.program.process.ShellCommandProgram, command: x}",
-            {"type": "procstar-shell", "command": "x"},
+            "program: {type: apsis.program.process.ProcessProgram, argv: [x]}",
+            {"type": "procstar", "argv": ["x"]},
         ),
     ],
 )
@@ -510,6 +516,13 @@ def test_a_job_that_is_right_passes(checked):
         ),
         (NOOP + DAILY % "" + "action: {type: schedule, job_id: zz}\n", 3, "unknown job ID in action: zz"),
         (NOOP + "successors: zz\n", 2, "unknown job ID in action: zz"),
+        (
+            NOOP
+            + DAILY % ", args: {r: z}"
+            + "params: r\ncondition: {type: dependency, job_id: 'z{{ r }}'}\n",
+            2,
+            "unknown job ID in condition: zz",
+        ),
         (NOOP + "condition: {type: max_running, job_id: zz}\n", 2, "unknown job ID in condition: zz"),
         (
             NOOP + "condition: {type: dependency, job_id: j}\n",
@@ -555,7 +568,26 @@ def test_what_is_switched_off_may_name_what_is_not_there(checked):
     assert not checked(a=NOOP + "condition: {type: dependency, job_id: zz, enabled: false}\n" + DAILY % "")
 
 
-def test_a_check_never_raises(checked, monkeypatch, load):
+def test_a_schedule_that_fires_no_more_is_no_error_and_its_job_is_checked_all_the_same(checked):
+    past = NOOP + "params: [x]\nschedule: {type: explicit, times: ['2020-01-01T00:00:00Z']}\n"
+    assert not checked(a=past)
+    [(_, line, message)] = checked(a=past + "condition: {type: dependency, job_id: '{{ y }}'}\n")
+    assert (line, message) == (4, "name 'y' is not defined")
+
+
+def test_what_depends_on_the_args_is_not_held_against_a_job_without_schedule(checked):
+    assert not checked(
+        a="params: [n, cal, date]\nprogram:\n- '{{ int(n) }}'\n- '{{ get_calendar(cal).shift(date, 1) }}'\n"
+        "- '{{ date.nothing }}'\n- '{{ {\"a\": 1}[n] }}'\n".replace("int(n)", "n | int + 1")
+    )
+
+
+def test_the_same_mistake_is_told_once(checked):
+    text = NOOP + "params: [x]\nschedule:\n" + "- {type: interval, interval: 1h}\n" * 3
+    assert len(checked(a=text)) == 1
+
+
+def test_a_check_never_raises(load):
     class Broken:
         enabled = True
 
@@ -610,6 +642,10 @@ def test_a_dependency_that_no_schedule_fulfils_is_told(planned):
     assert found == ("a", 5, "scheduled run a(date=2026-03-03): dependency b(date=2026-03-03) not scheduled")
     [found] = planned(a=at("10:00:00", "b"), b=at("10:00:00", extra=", enabled: false"))
     assert "not scheduled" in found[2]
+
+
+def test_what_check_reports_is_not_told_again(planned):
+    assert not planned(a=at("10:00:00", "zz"), b=at("10:00:00", "'{{ zz }}'"), c=at("10:00:00", args="no"))
 
 
 def test_a_dependency_that_is_switched_off_is_not_looked_at(planned):

@@ -1,5 +1,6 @@
 """The YAML dialect: what each scalar means, where each key stands, and what is refused."""
 
+import contextlib
 import math
 import pickle
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -78,7 +79,7 @@ def test_a_nan_is_one():
     assert math.isnan(load("[.NaN]", "f")[0])
 
 
-@pytest.mark.parametrize("text", ["2024-02-30", "2024-01-01T25:00:00Z", "1" * 5000])
+@pytest.mark.parametrize("text", ["2024-02-30", "2024-01-01T25:00:00Z", "1" * 5000, "0x" + "f" * 5000])
 def test_an_impossible_date_or_number_is_refused_with_its_line(text):
     line, message = refused(f"a: 1\nb: {text}\n")
     assert line == 2 and "put quotes" in message
@@ -234,3 +235,60 @@ def test_what_is_dumped_is_loaded_again(value):
 def test_dump_sorts_keys_and_quotes_what_would_be_something_else():
     assert dump({"b": "012", "a": [1, "x"], "c": ("1e3",)}) == "a:\n- 1\n- x\nb: '012'\nc:\n- '1e3'\n"
     assert dump(load("a: &x [1]\nb: *x\n", "f")) == "a:\n- 1\nb:\n- 1\n"
+
+
+pieces = st.sampled_from(
+    [
+        "a",
+        "b",
+        ": ",
+        ":",
+        "\n",
+        "  ",
+        "- ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ", ",
+        "&x ",
+        "*x",
+        "<<: ",
+        "'",
+        '"',
+        "|",
+        "? ",
+        "#",
+    ]
+    + [
+        "!t ",
+        "---\n",
+        "...\n",
+        "%YAML 1.2\n",
+        "\t",
+        "{{ x }}",
+        "1",
+        "0x1",
+        "2024-02-30",
+        "~",
+        "é",
+        "\x00",
+        "\ud800",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(pieces, max_size=30).map("".join))
+def test_any_text_is_loaded_or_refused(text):
+    try:
+        load(text, "f")
+    except JobError as error:
+        assert error.path == "f" and error.message
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_bytes_are_loaded_or_refused(data):
+    with contextlib.suppress(JobError):
+        load(data, "f")

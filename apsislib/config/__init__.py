@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apsislib import yamlio
-from apsislib.config.keys import Config, Server, Tls
+from apsislib.config.keys import Config, Tls
 from apsislib.config.values import parse_signal
 from apsislib.errors import FieldError, JobError, JobErrors
 from apsislib.yamlio import Map
@@ -224,37 +224,14 @@ class _Reader:
 
     def checked(self, config: Config) -> Config:
         agent = config.procstar.agent
-        keys: Keys = ("procstar", "agent")
-        section = self.inner(self.root, keys)
-        if section is None or section.get("local") is None:
-            agent = replace(agent, local=not agent.enable)
-        if agent.enable:
-            agent = replace(agent, server=self.server(agent.server, (*keys, "server")))
+        if agent.enable and not agent.server.plain:
+            tls = self.tls(agent.server.tls, ("procstar", "agent", "server", "tls"))
+            agent = replace(agent, server=replace(agent.server, tls=tls))
         if config.http.host not in ("127.0.0.1", "::1", "localhost"):
             self.warnings.append(
                 f"http.host is {config.http.host}: whoever reaches it may run commands as the agents' user"
             )
         return replace(config, procstar=replace(config.procstar, agent=agent))
-
-    def server(self, server: Server, keys: Keys) -> Server:
-        server = replace(server, tls=self.tls(server.tls, (*keys, "tls")))
-        if server.tls.cert_path is None and not server.plain:
-            self.error(
-                (*keys[:-1], "enable"),
-                "procstar.agent.enable needs a certificate, as agents speak TLS only: give "
-                "procstar.agent.server.tls.cert_path or $PROCSTAR_AGENT_CERT; or, where nobody listens on "
-                "the way, procstar.agent.server.plain: true",
-            )
-        if server.plain and server.tls.cert_path is not None:
-            self.error(
-                (*keys, "plain"),
-                "procstar.agent.server.plain: true excludes a certificate; remove one of them",
-            )
-        if not server.access_token:
-            self.warnings.append(
-                "procstar.agent.server.access_token is empty: whoever reaches the port is taken for an agent"
-            )
-        return server
 
     def tls(self, tls: Tls, keys: Keys) -> Tls:
         cert, key = tls.cert_path, tls.key_path

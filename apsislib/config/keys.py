@@ -124,7 +124,7 @@ class Server:
     port: int = _key(values.port, 59789, env="PROCSTAR_AGENT_PORT")
     # What agents must present. Empty: whoever reaches the port is taken for an agent.
     access_token: str = _key(values.secret, "", env="PROCSTAR_AGENT_TOKEN", secret=True)
-    # Without TLS. Has to be asked for: the token and all output would be readable on the way.
+    # Without TLS. To other hosts that has to be asked for: token and output can be read on the way.
     plain: bool = _key(values.boolean, False)
     tls: Tls = _section(Tls)
 
@@ -198,9 +198,9 @@ class Ecs:
 class Agent:
     # Listen for agents on other hosts.
     enable: bool = _key(values.boolean, False)
-    # Start an agent of group `default` on this host, so that programs run without any set-up. Default:
-    # true unless `enable` is.
-    local: bool = _key(values.boolean, True)
+    # Start an agent of group `default` on this host, so that programs run without any set-up. Has to be
+    # asked for, since its programs run as the server's user.
+    local: bool = _key(values.boolean, False)
     server: Server = _section(Server)
     connection: Connection = _section(Connection)
     run: Polling = _section(Polling)

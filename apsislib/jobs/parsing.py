@@ -39,13 +39,9 @@ _MEANT = {
     "labels": "metadata.labels",
     "description": "metadata.description",
 }
-# Program types of older releases -> what does the same today. They ran on the server's own host.
-_LEGACY = {
-    "program": "procstar",
-    "shell": "procstar-shell",
-    "apsis.program.process.ProcessProgram": "procstar",
-    "apsis.program.process.ShellCommandProgram": "procstar-shell",
-}
+# Program types of older releases, which the table of programs still knows.
+_OLD_TYPES = frozenset({"program", "shell"})
+_OLD_MODULES = ("apsis.program.process.", "apsis.program.agent.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +180,19 @@ class Reading:
             form, value = "a list", {"type": "procstar", "argv": value}
         elif not isinstance(value, Mapping):
             raise FieldError(f"a program must be a mapping with a type: {value!r}")
-        elif isinstance(value.get("type"), str) and value["type"] in _LEGACY:
-            form = f"type {value['type']}"
-            value = {**value, "type": _LEGACY[value["type"]]}
-            value.pop("host", None)  # agents are found by group; where it ran says nothing of that
-            if (user := value.pop("user", None)) is not None:
-                value["sudo_user"] = user
-        elif "type" not in value:
+        elif value.get("type") is None:
             raise FieldError("missing type")
+        program = self.kinds.program(value)
+        now = program.to_json().get("type")
+        kind = str(value["type"])
+        # Users may have a kind of their own by an old name: then it is not made into another.
+        if kind != now and (kind in _OLD_TYPES or kind.startswith(_OLD_MODULES)):
+            form = f"type {kind}"
         if form:
             self.doubts.append(
-                FieldError(f"{form} is an old form; write a mapping of type {value['type']}", ["program"])
+                FieldError(f"{form} is an old form; write a mapping of type {now}", ["program"])
             )
-        return self.kinds.program(value)
+        return program
 
 
 def _definition(json: dict[str, Any]) -> dict[str, Any]:
