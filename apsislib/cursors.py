@@ -7,11 +7,10 @@ comes within the horizon, and rests while `limit` of its runs are expected alrea
 from __future__ import annotations
 
 import heapq
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from apsislib.runs import Args, Job, Occurrence, Schedule, canonical
+from apsislib.runs import Args, Job, Occurrence, Schedule, canonical, quoted
 
 
 @dataclass(slots=True, eq=False)
@@ -110,7 +109,7 @@ class Cursors:
         text = canonical(args)
         ordinal = counts.get((text, instant), 0)
         counts[text, instant] = ordinal + 1
-        return json.dumps([job_id, text, round(instant, 6), ordinal], ensure_ascii=False)
+        return f"[{quoted(job_id)},{quoted(text)},{instant:.6f},{ordinal}]"
 
     def _queue(self, cursor: Cursor) -> None:
         if cursor.next is not None and not cursor.queued and cursor.expected < self._limit:

@@ -19,7 +19,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from apsislib import binding, templates
@@ -170,7 +170,7 @@ class Driver:
         may be let in.
         """
         with self._store.read() as reader:
-            active = [replace(run, limits=self._limits(run)) for run in reader.active()]
+            active = [run.but(limits=self._limits(run)) for run in reader.active()]
             owed = reader.owed()
         with self._hold() as kernel:
             kernel.set_jobs(self.jobs.jobs.values())
@@ -392,9 +392,9 @@ class Driver:
                 run = self._made(run, job)
             except Exception as error:
                 # Visible, and an error when its time comes, unless the job is mended before.
-                run = replace(run, meta={"job": {"labels": labels(job)}, "unbound": _text(error)})
+                run = run.but(meta={"job": {"labels": labels(job)}, "unbound": _text(error)})
             if program is not None and run.program == program:
-                run = replace(run, program=program)  # most jobs have no templates: share one mapping
+                run = run.but(program=program)  # most jobs have no templates: share one mapping
             program = run.program
             runs.append(run)
         with self._hold() as kernel:
@@ -527,7 +527,7 @@ class Driver:
                 run = self._made(run, job or self.job(job_id))
             except Exception as error:
                 failures[run.run_id] = _text(error)
-                run = replace(run, state=State.NEW, times={"schedule": times["schedule"]})
+                run = run.but(state=State.NEW, times={"schedule": times["schedule"]})
             runs.append(run)
         ends = [r.run_id for r in runs if r.run_id in failures or self._ends_at_once(r, now)]
         watches = {run_id: self._watches.setdefault(run_id, _Watch()) for run_id in ends}
@@ -566,15 +566,14 @@ class Driver:
     def _made(self, run: Run, job: Job) -> Run:
         """The run, bound. Raises what binding raises."""
         bound = binding.bind(job, run.args, run.run_id, self.job, self._parts.get_calendar)
-        run = replace(
-            run,
+        run = run.but(
             program=bound.program,
             conds=bound.conds,
             actions=bound.actions,
             limits=bound.limits,
             meta={"job": {"labels": labels(job)}},
         )
-        return replace(run, run_state=self._parts.load_program(bound.program).prepare(run))
+        return run.but(run_state=self._parts.load_program(bound.program).prepare(run))
 
     def _new_id(self) -> str:
         with self._ids_lock:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Any, Protocol
@@ -20,13 +20,16 @@ from apsislib.states import State
 Args = Mapping[str, str]
 Json = Mapping[str, Any]
 
+quoted = json.encoder.encode_basestring  # a string as JSON, non-ASCII as it is
+
 
 def canonical(args: Args) -> str:
     """The one text of `args`: JSON, sorted by name, no spaces, non-ASCII as it is.
 
     Equality of this text is equality of args; it is the database's index key.
     """
-    return json.dumps(dict(args), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    # What json.dumps would write, at a tenth of its cost: all keys and values are strings.
+    return "{" + ",".join([f"{quoted(k)}:{quoted(args[k])}" for k in sorted(args)]) + "}" if args else "{}"
 
 
 def parse_args(text: str) -> dict[str, str]:
@@ -156,6 +159,14 @@ class Run:
     # Not stored: worked out from the program when the run is made or read.
     limits: Limits = field(default_factory=Limits, compare=False)
 
+    def but(self, **changes: Any) -> Run:
+        """The same run with other values: replace(), at a third of its cost. Runs change a lot."""
+        new = object.__new__(Run)
+        for name, put, get in _FIELDS:
+            put(new, changes[name] if name in changes else get(self))
+        assert changes.keys() <= _NAMES
+        return new
+
     @property
     def number(self) -> int:
         return int(self.run_id[1:])
@@ -168,6 +179,9 @@ class Run:
     def __str__(self) -> str:
         return f"{self.run_id} {instance(self.job_id, self.args)}"
 
+
+_NAMES = frozenset(f.name for f in fields(Run))
+_FIELDS = [(n, getattr(Run, n).__set__, getattr(Run, n).__get__) for n in Run.__slots__]
 
 # -- alarms --------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from apsislib import actions, conditions
@@ -137,7 +137,7 @@ class Scheduler:
             timers = (run.run_state or {}).get("timers")
             if timers:
                 moved = {name: end + delta for name, end in timers.items()}
-                self._put(replace(run, run_state={**(run.run_state or {}), "timers": moved}))
+                self._put(run.but(run_state={**(run.run_state or {}), "timers": moved}))
                 self.outbox.append(Save(self.runs[run.run_id], transition=False))
 
     def _move_clock(self, wall: float) -> None:
@@ -216,7 +216,7 @@ class Scheduler:
         self._unexpect(run)
         if run.occurrence is not None and run.times["schedule"] >= self.clock:
             self._claimed[run.occurrence] = run.times["schedule"]
-        run = replace(run, expected=False)
+        run = run.but(expected=False)
         self._note_schedule(run)
         self._owe(run)
         return run
@@ -313,7 +313,7 @@ class Scheduler:
         if run is not None:
             self._waits.leave(run_id)
             if run.state in OCCUPYING:
-                self._touch(replace(run, state=State.SKIPPED), run.state)
+                self._touch(run.but(state=State.SKIPPED), run.state)
             self._remove(run_id)
 
     # -- what alarms mean ------------------------------------------------------------------------
@@ -501,7 +501,7 @@ class Scheduler:
             case Running(wake=wake) if wake is not None:  # reconnected after a restart
                 self._alarms.arm(run_id, Alarm.WAKE, boot + wake)
             case Update(meta):
-                self._put(replace(run, meta={**run.meta, "program": meta}))
+                self._put(run.but(meta={**run.meta, "program": meta}))
                 self.outbox.append(Save(self.runs[run_id], transition=False))
             case Finished():
                 self._finish(run, report, wall)
@@ -522,7 +522,7 @@ class Scheduler:
         asked = (run.run_state or {}).get("stop_asked")
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
         run_state = report.run_state or run.run_state
-        run = self._move(replace(run, meta=meta, run_state=self._keep(run, run_state)), State.RUNNING, wall)
+        run = self._move(run.but(meta=meta, run_state=self._keep(run, run_state)), State.RUNNING, wall)
         self._alarms.disarm(run.run_id, (Alarm.START, Alarm.RECONNECT))
         run = self._arm(run, Alarm.TIMEOUT, run.limits.timeout, wall, boot)
         if report.wake is not None:
@@ -541,8 +541,8 @@ class Scheduler:
         if report.output is not None:
             self.outbox.append(Output(run.run_id, report.output))
         text = f"{state}: {report.message}" if report.message else state.value
-        ended = self._move(replace(run, meta=meta), state, wall, text)
-        self.outbox.append(Forget(replace(ended, run_state=run.run_state)))
+        ended = self._move(run.but(meta=meta), state, wall, text)
+        self.outbox.append(Forget(ended.but(run_state=run.run_state)))
 
     def _time_out(self, run: Run, wall: float, boot: float) -> None:
         limits = run.limits
@@ -649,8 +649,7 @@ class Scheduler:
         elif old is State.WAITING:
             self._alarms.disarm(run.run_id, (Alarm.WAITING,))
             self._waits.leave(run.run_id)
-        run = replace(
-            run,
+        run = run.but(
             state=state,
             timestamp=wall,
             times={**run.times, state.value: wall},
@@ -720,7 +719,7 @@ class Scheduler:
             self._move(run, State.ERROR, wall, f"error: {last}", force=True)
 
     def _store_state(self, run: Run, run_state: Json, save: bool = True) -> Run:
-        run = replace(run, run_state=self._keep(run, run_state))
+        run = run.but(run_state=self._keep(run, run_state))
         self._put(run)
         if save:
             self.outbox.append(Save(run, transition=False))
