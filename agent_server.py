@@ -162,8 +162,10 @@ class AgentServer:
 
     def stop(self, deadline: Deadline) -> list[str]:
         """Close every connection; processes live on. Answers the names of threads still alive."""
-        self._stopping.set()
         alive: list[str] = []
+        if self._stopping.is_set():
+            return alive
+        self._stopping.set()
         for _, listener, _ in self._listeners:
             left = deadline.left()
             alive += listener.stop(10.0 if left is None else left)
@@ -177,8 +179,8 @@ class AgentServer:
         """Of the first port, as it was bound."""
         return self._listeners[0][1].address
 
-    @property
     def addresses(self) -> list[tuple[str, int]]:
+        """Of all ports, in their order."""
         return [listener.address for _, listener, _ in self._listeners]
 
     def reload_certificate(self) -> None:
@@ -196,6 +198,13 @@ class AgentServer:
             links = [agent.link for agent in self._agents.values() if agent.link is not None and agent.ready]
         for link in links:
             link.post(link.look_for_leftovers)
+
+    def room(self) -> None:
+        """Output can be stored again: whoever was held back is read on."""
+        with self._lock:
+            links = [agent.link for agent in self._agents.values() if agent.link is not None]
+        for link in links:
+            link.wake()
 
     # -- what programs ask -------------------------------------------------------------------------
 

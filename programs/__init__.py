@@ -65,11 +65,11 @@ def settings(config: Config) -> Settings:
 
 
 class Table:
-    """Program types, those of users included. `types`: their short names -> package.module.Class."""
+    """Program types, those of users included, with what the server's file says about them."""
 
-    def __init__(self, settings: Settings, types: Mapping[str, str] | None = None) -> None:
-        self._settings = settings
-        self._types = dict(types or {})
+    def __init__(self, config: Config) -> None:
+        self._settings = settings(config)
+        self._types = dict(config.program_types)  # users' short names -> package.module.Class
         self._extensions = Extensions()
 
     def parse(self, value: Any) -> Bound:
