@@ -176,9 +176,16 @@ class Peer:
 class Agent:
     """An agent's process."""
 
-    def __init__(self, *args: str, plain: bool = True, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *args: str, plain: bool = True, env: dict[str, str] | None = None, within: Path | None = None
+    ) -> None:
+        """`within` is a cgroup to start it in."""
+        enter = (
+            [] if within is None else ["/bin/sh", "-c", f'echo $$ > {within}/cgroup.procs; exec "$@"', "sh"]
+        )
         self.process = subprocess.Popen(
             [
+                *enter,
                 sys.executable,
                 "-m",
                 "apsislib.agent",

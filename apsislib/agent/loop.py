@@ -108,8 +108,10 @@ class Loop:
         An agent that ended over it would take the output of every program with it.
         """
         while not self._stopped:
-            while self._posted and not self._stopped:
+            for _ in range(len(self._posted)):  # not what these post in turn: descriptors come first
                 _try(self._posted.popleft())
+                if self._stopped:
+                    return
             self._fire_timers()
             if self._stopped:
                 break
