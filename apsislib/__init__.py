@@ -1,0 +1,15 @@
+"""Everything of Apsis but its top level. Read in this order, lowest layer first:
+
+words        errors, states
+values       clock, times, calendars, dates, yamlio, templates
+records      runs
+rules        schedules (cron, timetables, stops), conditions, actions
+files        jobs, config, binding
+the kernel   scheduler (alarms, cursors, waits): pure
+machinery    store, feeds, wire, sockets
+the engine   driver: the lock
+edges        api, live, shapes, pages, cli, agent, localagent, links
+             (and at the top: programs, agent_server, apsis)
+
+tests/test_layers.py holds the table of who may import whom.
+"""

@@ -1,0 +1,43 @@
+# make run    sets up, and starts the server with the example jobs and an agent on this host
+# make test   sets up, and runs every check
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test check format lint types tests bench clean
+
+run: .venv/installed
+	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent
+
+test: check
+
+check: lint types tests
+
+format: .venv/tested
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+lint: .venv/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/tested
+	$(BIN)/mypy
+
+tests: .venv/tested
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+bench: .venv/tested
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+# -e: the checkout itself runs, so that an edit needs no new set-up.
+.venv/installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
