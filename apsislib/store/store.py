@@ -384,10 +384,8 @@ class Store:
         while True:
             written = Written()
             try:
-                if self._db is None or files.identity(self.path) != self._identity:
-                    raise OSError(
-                        "the file was moved, deleted or replaced while in use: put it back, or restart"
-                    )
+                self._see_file()
+                assert self._db is not None
                 write(self._db, self._batches, batch.entries, batch.chunks, written)
                 return written
             except (sqlite3.Error, OSError, MemoryError) as error:
