@@ -276,19 +276,15 @@ def _parse_own(fields: _Fields, kind: str, types: Mapping[str, str], enabled: bo
 
 def _import(path: str) -> Any:
     """The object at a dotted path: the longest importable prefix is the module, the rest attributes."""
-    names = path.split(".")
-    for size in range(len(names) - 1, 0, -1):
-        module = ".".join(names[:size])
-        try:
-            found: Any = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}.") or size == 1:
-                raise
-            continue
-        for name in names[size:]:
-            found = getattr(found, name)
-        return found
-    raise ImportError(f"not a dotted path: {path}")
+    holder, _, name = path.rpartition(".")
+    try:
+        found = importlib.import_module(holder)
+    except ModuleNotFoundError as error:
+        # Missing is the module itself, perhaps a class; else it is something that the module imports.
+        if "." not in holder or not f"{holder}.".startswith(f"{error.name}."):
+            raise
+        found = _import(holder)
+    return getattr(found, name)
 
 
 def _parse_stop(fields: _Fields) -> Stop:

@@ -148,6 +148,14 @@ class _Common:
     enabled: bool = True
     args: Args = field(default_factory=dict)
 
+    def after(self, start: float) -> Iterator[Occurrence]:
+        start = max(start, times.FIRST)
+        return self._from(start) if start <= times.LAST else iter(())
+
+    def _from(self, start: float) -> Iterator[Occurrence]:
+        """`after`, for an instant at which every zone has a date."""
+        raise NotImplementedError
+
     def _occurrence(self, t: float, provided: dict[str, str], note: str | None = None) -> Occurrence:
         """Explicit args go over provided ones; `schedule_time` over both."""
         text = format_instant(t)
@@ -165,10 +173,7 @@ class Interval(_Common):
     interval: float
     phase: float = 0.0
 
-    def after(self, start: float) -> Iterator[Occurrence]:
-        start = max(start, times.FIRST)
-        if not start <= times.LAST:
-            return
+    def _from(self, start: float) -> Iterator[Occurrence]:
         # Whole numbers over one denominator: 0.7 s is seven tenths, and nothing accumulates.
         interval, phase = Fraction(repr(self.interval)), Fraction(repr(self.phase))
         whole = interval.denominator * phase.denominator
@@ -201,10 +206,7 @@ class Daily(_Common):
     wall: Wall
     shift: Shift = Shift()
 
-    def after(self, start: float) -> Iterator[Occurrence]:
-        start = max(start, times.FIRST)
-        if not start <= times.LAST:
-            return
+    def _from(self, start: float) -> Iterator[Occurrence]:
         wall, common = self.wall, self.wall.args()
         # A day early: a time may have been moved out of a gap past midnight.
         dates = self.shift.dates(wall.calendar, wall.today(start) - 1)
@@ -242,10 +244,7 @@ class Cron(_Common):
     cron: crons.Cron
     wall: Wall
 
-    def after(self, start: float) -> Iterator[Occurrence]:
-        start = max(start, times.FIRST)
-        if not start <= times.LAST:
-            return
+    def _from(self, start: float) -> Iterator[Occurrence]:
         wall, common = self.wall, self.wall.args()
         # What follows physical time fires whenever clocks show it: that is, in each pass of a fold
         # and in no gap.
@@ -301,10 +300,7 @@ class DailyInterval(_Common):
     interval: float
     wall: Wall
 
-    def after(self, start: float) -> Iterator[Occurrence]:
-        start = max(start, times.FIRST)
-        if not start <= times.LAST:
-            return
+    def _from(self, start: float) -> Iterator[Occurrence]:
         wall, common = self.wall, self.wall.args()
         # The windows under way: next instant, nominal date, its number, start, stop, note.
         open_: list[tuple[float, int, int, float, float, str | None]] = []
@@ -386,7 +382,7 @@ class Explicit(_Common):
 
     times: tuple[float, ...]
 
-    def after(self, start: float) -> Iterator[Occurrence]:
+    def _from(self, start: float) -> Iterator[Occurrence]:
         return (self._occurrence(t, {}) for t in self.times[bisect_left(self.times, start) :])
 
     def to_json(self) -> dict[str, Any]:
@@ -401,4 +397,4 @@ class Explicit(_Common):
 
 def _short(seconds: float) -> str:
     """`09:30` for people; seconds only if there are any."""
-    return format_daytime(seconds).removesuffix(":00") if seconds % 60 == 0 else format_daytime(seconds)
+    return format_daytime(seconds).removesuffix(":00")

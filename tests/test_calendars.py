@@ -58,6 +58,7 @@ def members(calendar: Calendar) -> str:
 def test_weekdays_are_said_by_name_number_and_range(name, week, shown):
     calendar = get(name)
     assert members(calendar) == week
+    assert repr(calendar) == f"<Calendar {shown}>"
     assert calendar.name == shown
 
 
