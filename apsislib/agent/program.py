@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from apsislib.agent import cgroups
+from apsislib.agent.logs import Lines
 from apsislib.agent.loop import Loop
 from apsislib.agent.options import Options, environment, parse
 from apsislib.agent.procs import Procs
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(argv, environment())
     except SystemExit as error:
         return USAGE if error.code else OK
-    logging.basicConfig(
-        level=options.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
+    lines = Lines(sys.stderr.fileno())
+    form = "%(asctime)s %(levelname)s %(message)s"
+    logging.basicConfig(level=options.log_level, handlers=[lines], format=form, force=True)
     if not (options.exit or options.wait or options.serve or options.agent):
         log.error("nothing to do: give --exit, --wait, --serve or --agent")
         return NOTHING_TO_DO
