@@ -723,6 +723,7 @@ class Driver:
                 )
                 self.jobs = new
                 self._due.notify()
+            self._feed.publish([new])
         changed = sorted([*diff.changed, *diff.metadata])
         return {"removed": diff.removed, "added": diff.added, "changed": changed, "dry_run": dry_run}
 

@@ -42,7 +42,7 @@ MAX_RECEIVED = 2**20  # bytes of a message; subscribers have nothing to say
 AHEAD = 4 * 2**20  # bytes queued on a socket above which nothing is added until it takes some
 PING = 30.0  # s without a byte from the subscriber, after which it is pinged
 DEAD = 100.0  # s after which it is given up
-NAP = 5.0  # s after which a summary looks by itself whether the set of jobs has been replaced
+GOODBYE = 2.0  # s that a subscriber has to take what is queued and to answer our Close
 TRY_AGAIN = 1013  # the close code for what is our load, not the subscriber's fault
 
 
@@ -124,20 +124,6 @@ class Live:
             if self._closing:
                 subscriber.stop()
         thread.start()
-
-    def tell(self, message: Json) -> None:
-        """Send a message (agent_conn, agent_conn_delete) to whoever follows the summary."""
-        with self._lock:
-            followers = [s for s in self._open.values() if isinstance(s, Summary)]
-        for follower in followers:
-            follower.tell(message)
-
-    def look(self) -> None:
-        """The set of jobs has been replaced: have it looked at now instead of soon."""
-        with self._lock:
-            followers = [s for s in self._open.values() if isinstance(s, Summary)]
-        for follower in followers:
-            follower.connection.wake()
 
     def stop(self, deadline: Deadline) -> list[str]:
         """Say goodbye to all (1001). Answers the names of threads still alive."""
@@ -236,7 +222,7 @@ class _Subscriber:
         raise NotImplementedError
 
     def close(self, code: int, reason: str = "") -> None:
-        self.connection.close(code, reason)
+        self.connection.close(code, reason, GOODBYE)
         self.connection.finish()
         raise _Gone
 
@@ -275,13 +261,7 @@ class _Subscriber:
                     return found
                 if deadline.passed():
                     return []
-            self.poll(deadline.left() or 0.0 if self.connection.pending < AHEAD else NAP)
-            if self.connection.pending < AHEAD and self.woken():
-                return self.events.get(0)
-
-    def woken(self) -> bool:
-        """Whether there is something to do besides events."""
-        return False
+            self.poll(deadline.left() or 0.0 if self.connection.pending < AHEAD else PING)
 
     def send(self, message: str | bytes) -> None:
         """Send, waiting until the socket has taken most of what went before. Raises _Gone."""
@@ -296,23 +276,14 @@ class Summary(_Subscriber):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self._told: deque[Json] = deque(maxlen=10_000)  # filled by any thread, emptied by ours
         self._jobs = self.live.driver.jobs
-
-    def tell(self, message: Json) -> None:
-        """(any thread)"""
-        self._told.append(message)
-        self.connection.wake()
-
-    def woken(self) -> bool:
-        return bool(self._told) or self.live.driver.jobs is not self._jobs
 
     def run(self) -> None:
         if "init" in self.query:
             self._send_all(self._initial())
         while True:
-            found = self.changes(NAP)
-            if found or self.woken():
+            found = self.changes(PING)
+            if found:
                 self._gather(found)
                 self._send_all(self._messages(found))
 
@@ -328,14 +299,14 @@ class Summary(_Subscriber):
         if jobs is not self._jobs:
             yield from self._job_changes(self._jobs, jobs)
             self._jobs = jobs
-        while self._told:
-            yield encode(self._told.popleft())
         for event in events:
             match event:
                 case Save(run=run, transition=True) | Expect(run=run):
                     yield b'{"type":"run_transition","run_summary":%b}' % self.live._summaries(run)
                 case Drop(run_id):
                     yield encode({"type": "run_delete", "run_id": run_id})
+                case {"type": _}:  # of the agent server
+                    yield encode(event)
 
     @staticmethod
     def _job_changes(old: JobSet, new: JobSet) -> Iterator[bytes]:
@@ -410,12 +381,13 @@ class RunUpdates(_Subscriber):
             )
         while True:
             found = self.changes(PING)
-            grown = [e for e in found if isinstance(e, Grew | Output)]
+            # What was committed at once: first the log, then lengths of outputs, then the run itself, since
+            # who follows a run leaves when it has ended.
             for event in found:
-                if grown and isinstance(event, Save | Grew | Output):
-                    # Before the end of the run, though both were committed at once: who follows stops there.
-                    self._grow(grown)
-                    grown = []
+                if isinstance(event, Note) and not self._seen((event.time, event.message)):
+                    self._frame(run_log_append=log_entry(event.time, event.message))
+            self._grow([e for e in found if isinstance(e, Grew | Output)])
+            for event in found:
                 self._tell(event)
 
     def _tell(self, event: Any) -> None:
@@ -427,9 +399,6 @@ class RunUpdates(_Subscriber):
             case Save(run=run):
                 if run.rev >= self._rev:
                     self._frame(meta=run.meta)
-            case Note(_, time, message):
-                if not self._seen((time, message)):
-                    self._frame(run_log_append=log_entry(time, message))
             case Drop():
                 raise NotFound("the run is no more")
 

@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import requests
@@ -16,9 +17,11 @@ from apsislib.calendars import Calendars
 from apsislib.clock import Deadline, WallClock
 from apsislib.driver import Driver
 from apsislib.driver import Parts as DriverParts
+from apsislib.errors import FieldError
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet, Kinds
 from apsislib.live import Live
+from apsislib.runs import Expect
 from apsislib.scheduler import Settings
 from apsislib.store import Store
 from programs import noop
@@ -26,7 +29,12 @@ from programs.base import Settings as ProgramSettings
 
 PROGRAM = "program: {type: no-op}\n"
 SLOW = "program: {type: no-op, duration: 600}\n"
-YEARLY = "schedule: {type: interval, interval: 600}\n"
+
+
+def parse_program(mapping: Mapping[str, Any]) -> noop.NoOp:
+    if mapping["type"] != "no-op":
+        raise FieldError(f"unknown program type: {mapping['type']}", ["type"])
+    return noop.parse(mapping, ProgramSettings())
 
 
 class Host:
@@ -55,10 +63,10 @@ class Installation:
         self.job_dir.mkdir()
         for job_id, text in files.items():
             self.write(job_id, text)
-        self.ends: list[bool] = []
+        self.ends: SimpleQueue[bool] = SimpleQueue()  # what the shut-down command asked for
         self.store = Store(directory / "apsis.db", self.clock)
         self.feed = Feed()
-        self.kinds = Kinds(lambda mapping: noop.parse(mapping, ProgramSettings()))
+        self.kinds = Kinds(parse_program)
         self.deaths: list[str] = []
         calendars = Calendars()
         self.store.open()
@@ -93,7 +101,7 @@ class Installation:
             self.store,
             self.clock,
             connections=connections,
-            shut_down=self.ends.append,
+            shut_down=self.ends.put,
             version="9.8.7",
         )
         self.server = Server(parts, port=0, take_socket=self.live.take, **server)
@@ -108,9 +116,14 @@ class Installation:
         path.write_text(text)
 
     def start(self) -> Installation:
-        self.driver.start()
-        self.server.start()
-        assert self.driver.is_running.wait(10)
+        with self.feed.subscribe() as events:
+            self.driver.recover()
+            self.driver.start()
+            self.server.start()
+            assert self.driver.is_running.wait(10)
+            if any(job.schedules for job in self.driver.jobs.jobs.values()):
+                while not any(isinstance(event, Expect) for event in events.get(10)):
+                    pass
         return self
 
     def stop(self) -> None:
@@ -121,7 +134,6 @@ class Installation:
         assert self.store.close(Deadline(5))
         assert left == []
         assert self.deaths == []
-        assert [t.name for t in threading.enumerate() if t.name.startswith(("apsis-api", "apsis-live"))] == []
 
     @property
     def port(self) -> int:

@@ -105,6 +105,7 @@ class Server(http.server.HTTPServer):
         """
         self.closing.set()
         if self._accepting.ident is not None:
+            _shut(self.socket, socket.SHUT_RDWR)  # else it would be a second until the thread wakes
             self.shutdown()
             self._accepting.join(deadline.left())
         for sock, _ in self._refused:
@@ -131,7 +132,7 @@ class Server(http.server.HTTPServer):
 
     def _accept(self) -> None:
         """(apsis-http) Ends when shutdown() was called."""
-        self.serve_forever(poll_interval=0.25)
+        self.serve_forever(poll_interval=1.0)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
@@ -171,7 +172,7 @@ class Server(http.server.HTTPServer):
             self._refused.popleft()[0].close()
 
     def service_actions(self) -> None:
-        """(apsis-http) Called several times a second: close those whose client has read the refusal.
+        """(apsis-http) Called at least every second: close those whose client has read the refusal.
 
         Closing at once, with the request unread, would reset the connection and could take the answer
         away before it is read.
