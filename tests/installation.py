@@ -56,6 +56,7 @@ class Installation:
         files: Mapping[str, str],
         connections: Callable[[], Mapping[str, Any]] | None = None,
         live: Mapping[str, Any] | None = None,
+        port: int = 0,
         **server: Any,
     ) -> None:
         self.clock = WallClock()
@@ -104,7 +105,7 @@ class Installation:
             shut_down=self.ends.put,
             version="9.8.7",
         )
-        self.server = Server(parts, port=0, take_socket=self.live.take, **server)
+        self.server = Server(parts, port=port, take_socket=self.live.take, **server)
         self.http = requests.Session()
 
     def load(self) -> JobSet:

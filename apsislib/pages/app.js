@@ -236,7 +236,7 @@ function runsList(filters, { job = true } = {}) {
   const runs = new Map();
   const rows = new Map();
   let next = null;
-  const heads = ["Run", ...(job ? ["Job"] : []), "Args", "State", "Schedule", "Start",
+  const heads = ["Run", "State", ...(job ? ["Job"] : []), "Args", "Schedule", "Start",
     el("th", { scope: "col", className: "num" }, "Elapsed")];
   const { whole, body } = table(heads, []);
   const more = el("div", { className: "more" });
@@ -252,9 +252,9 @@ function runsList(filters, { job = true } = {}) {
   function cells(run) {
     return [
       el("td", {}, runLink(run.run_id)),
+      el("td", {}, stateMark(run.state)),
       job ? el("td", { className: "wide" }, jobLink(run.job_id), chips(run.labels)) : null,
       el("td", {}, argsMark(run.args)),
-      el("td", {}, stateMark(run.state)),
       el("td", { className: "time" }, showTime(run.times.schedule)),
       el("td", { className: "time" }, showTime(run.times.running)),
       el("td", { className: "num" }, elapsed(run)),
@@ -479,19 +479,23 @@ async function runView(main, query, runId) {
     el("div", { className: "columns" },
       section("Times", times),
       section("Program", run.program ? facts(run.program) : el("div", { className: "soft" }, "could not be bound"))),
-    section("Conditions", waits),
+    run.conds?.length ? section("Conditions", waits) : el("div"),
     section("Log", log.whole),
     output.box,
     el("section", {}, el("details", {}, el("summary", {}, "Metadata"), meta)),
   );
 
-  function show() {
-    state.replaceChildren(stateMark(run.state));
-    buttons.replaceChildren(...operations(run));
+  function showTimes() {
     const rows = Object.entries(run.times).map(([name, time]) => [name, showTime(time)]);
     if (run.times.running) rows.push(["elapsed", elapsed(run)]);
     if (run.rerun_of) rows.push(["rerun of", runLink(run.rerun_of)]);
     times.replaceChildren(...rows.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+  }
+
+  function show() {
+    state.replaceChildren(stateMark(run.state));
+    buttons.replaceChildren(...operations(run));
+    showTimes();
     meta.replaceChildren(facts(run.meta?.program || {}));
   }
 
@@ -506,7 +510,7 @@ async function runView(main, query, runId) {
     }
     waits.replaceChildren(...(rows.length ? rows.map((row) => el("div", {}, row.condition,
       row.holds ? el("span", { className: "chip" }, "holds") : null,
-      row.reason ? el("span", { className: "chip" }, row.reason) : null)) : [el("div", { className: "soft" }, "none")]));
+      row.reason ? el("span", { className: "chip" }, row.reason) : null)) : []));
   }
 
   const logRow = ({ timestamp, message }) => el("tr", {}, el("td", { className: "time soft" }, showTime(timestamp)), el("td", { className: "wide" }, message));
@@ -522,11 +526,10 @@ async function runView(main, query, runId) {
       if (part.meta) run.meta = part.meta;
       if (part.run || part.meta) show();
       if (moved || part.run_log_append) showWaits();
-      if (part.run) output.state(run.state);
     },
   });
   onLeave(() => { socket.close(); output.close(); });
-  everySecond(show.bind(null));
+  everySecond(() => { if (!FINISHED.includes(run.state)) showTimes(); });
   show();
   showWaits();
 }
@@ -580,7 +583,6 @@ function outputPanel(run) {
       info.textContent = `${known.name}, ${bytes(known.length)}`;
       if (at === null) open(known.length);
     },
-    state() {},
     close() { socket?.close(); },
   };
 }
