@@ -96,7 +96,8 @@ def _tls(port: Port) -> ssl.SSLContext | None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(port.cert, port.key)
+        # An empty password fails where OpenSSL would ask for one on the terminal, and wait.
+        context.load_cert_chain(port.cert, port.key, password="")
     except (OSError, ssl.SSLError) as error:
         raise BadRequest(f"can't use the certificate {port.cert} with key {port.key}: {error}") from error
     return context
@@ -188,7 +189,7 @@ class AgentServer:
         for port, _, context in self._listeners:
             if context is not None and port.cert is not None:
                 _tls(port)  # a pair that does not match must not end in the context in use
-                context.load_cert_chain(port.cert, port.key)
+                context.load_cert_chain(port.cert, port.key, password="")
                 log.info("certificate %s was loaded again", port.cert)
 
     def restored(self) -> None:
