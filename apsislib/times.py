@@ -78,16 +78,23 @@ def parse_time(value: str | datetime, strict: bool = False) -> float:
 
 def _split(t: float) -> tuple[str, str]:
     """`2031-05-06T07:08:09` and the digits of the fraction (the shortest that mean this float)."""
+    if 1 <= t < 1e15:  # repr() needs no exponent: by far the usual case, at a tenth of the cost
+        whole_text, _, fraction = repr(t).partition(".")
+        return _second(int(whole_text)), "" if fraction == "0" else fraction
     if t - t != 0:
         raise ValueError(f"time out of range: {t!r}")
     whole = int(t // 1)
-    fraction = "" if t == whole else f"{Decimal(repr(t)) - whole:f}"[2:]
+    return _second(whole), "" if t == whole else f"{Decimal(repr(t)) - whole:f}"[2:]
+
+
+@lru_cache(maxsize=1024)  # what happens now happens within the same few seconds
+def _second(whole: int) -> str:
     try:
         day = date.fromordinal(EPOCH + whole // DAY)
     except (ValueError, OverflowError):
-        raise ValueError(f"time out of range: {t!r}") from None
+        raise ValueError(f"time out of range: {whole!r}") from None
     seconds = whole % DAY
-    return f"{day}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}", fraction
+    return f"{day}T{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
 
 def format_time(t: float) -> str:

@@ -856,14 +856,14 @@ def test_a_head_sent_byte_by_byte_is_understood(site: Installation) -> None:
 
 
 def test_a_head_that_never_ends_is_given_up(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apsislib.api.server.HEAD", 0.2)
+    monkeypatch.setattr("apsislib.api.exchange.HEAD", 0.2)
     with socket.create_connection(("127.0.0.1", site.port), 10) as sock:
         sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
         assert sock.recv(1000).startswith(b"HTTP/1.1 408 ")
 
 
 def test_an_idle_connection_is_closed_in_time(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apsislib.api.server.IDLE", 0.1)
+    monkeypatch.setattr("apsislib.api.exchange.IDLE", 0.1)
     with socket.create_connection(("127.0.0.1", site.port), 10) as sock:
         assert sock.recv(1000) == b""
 

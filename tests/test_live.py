@@ -104,8 +104,8 @@ def test_without_init_a_summary_tells_only_what_happens_from_now_on(site: Instal
 def test_no_run_is_told_twice_at_the_beginning_and_none_is_left_out(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apsislib.live.PAGE", 7)
-    monkeypatch.setattr("apsislib.live.FRAME", 5)
+    monkeypatch.setattr("apsislib.live.summary.PAGE", 7)
+    monkeypatch.setattr("apsislib.live.summary.FRAME", 5)
     made = set(site.post("/api/v1/runs?count=40", {"job_id": "noop"}).json()["runs"])
     made.add(running(site))
     with follow(site, "/summary?init") as ws:
@@ -120,8 +120,8 @@ def test_no_run_is_told_twice_at_the_beginning_and_none_is_left_out(
 def test_a_summary_begins_with_so_many_runs_only_and_all_that_are_unfinished(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apsislib.live.NEWEST", 10)
-    monkeypatch.setattr("apsislib.live.PAGE", 4)
+    monkeypatch.setattr("apsislib.live.summary.NEWEST", 10)
+    monkeypatch.setattr("apsislib.live.summary.PAGE", 4)
     old = running(site)
     made = list(site.post("/api/v1/runs?count=20", {"job_id": "noop"}).json()["runs"])
     with follow(site, "/summary?init") as ws:
@@ -369,9 +369,9 @@ def upgraded(site: Installation, path: str, buffer: int = 4096) -> socket.socket
 def test_who_reads_too_slowly_is_dropped_and_told_while_others_are_served(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apsislib.live.AHEAD", 50_000)
-    monkeypatch.setattr("apsislib.live.RunUpdates.limit", 100)
-    monkeypatch.setattr("apsislib.live.GOODBYE", 0.5)
+    monkeypatch.setattr("apsislib.live.subscriber.AHEAD", 50_000)
+    monkeypatch.setattr("apsislib.live.updates.RunUpdates.limit", 100)
+    monkeypatch.setattr("apsislib.live.subscriber.GOODBYE", 0.5)
     run_id = running(site)
     slow = upgraded(site, f"/runs/{run_id}/updates")
     with follow(site, f"/runs/{run_id}/updates") as quick:
@@ -393,13 +393,15 @@ def test_who_reads_too_slowly_is_dropped_and_told_while_others_are_served(
 def test_a_large_output_waits_for_its_reader_in_bounded_memory(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apsislib.live.GOODBYE", 0.5)
+    monkeypatch.setattr("apsislib.live.subscriber.GOODBYE", 0.5)
     data = os.urandom(1_000_000) * 24
     run_id = site.make("noop")["run_id"]
     site.print(run_id, [data])
     sock = upgraded(site, f"/runs/{run_id}/output/output/updates?start=0")
     assert sock.recv(20).startswith(b"HTTP/1.1 101 ")
-    (subscriber,) = [s for s in site.live._open.values() if s.run_id == run_id]
+    while not site.live.stats()["subscribers"]:
+        pass
+    (subscriber,) = site.live._open.values()
     for _ in range(100):
         assert subscriber.connection.pending < 8_000_000
         threading.Event().wait(0.002)
@@ -414,8 +416,8 @@ def test_a_large_output_waits_for_its_reader_in_bounded_memory(
 def test_a_silent_subscriber_is_pinged_and_then_given_up(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apsislib.live.PING", 0.1)
-    monkeypatch.setattr("apsislib.live.DEAD", 0.4)
+    monkeypatch.setattr("apsislib.live.subscriber.PING", 0.1)
+    monkeypatch.setattr("apsislib.live.subscriber.DEAD", 0.4)
     sock = upgraded(site, "/summary", buffer=65536)
     received = b""
     while piece := sock.recv(1000):
@@ -425,7 +427,7 @@ def test_a_silent_subscriber_is_pinged_and_then_given_up(
 
 
 def test_stopping_says_goodbye_to_everybody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apsislib.live.GOODBYE", 0.3)
+    monkeypatch.setattr("apsislib.live.subscriber.GOODBYE", 0.3)
     site = Installation(tmp_path, JOBS).start()
     ws = follow(site, "/summary?init", legacy=True)
     receive(ws)

@@ -213,7 +213,7 @@ def test_a_run_shows_its_log_and_output_as_they_grow_and_can_be_stopped(
     state(page, "failure")
     page.get_by_role("button", name="rerun").click()
     page.locator("#confirm").click()
-    expect(page.get_by_text("rerun of")).to_be_visible()
+    expect(page.get_by_text("rerun of", exact=True)).to_be_visible()
     state(page, "running")
     page.go_back()
     expect(page.locator("h1")).to_contain_text(run_id)

@@ -72,10 +72,12 @@ class Request:
     def json(self) -> dict[str, Any]:
         """The body, a JSON object. Raises BadRequest."""
         try:
-            value = json.loads(self.body, parse_constant=_no_constant)
+            value = _DECODER.decode(self.body.decode())
             # Two halves of a \\u pair may come apart; what UTF-8 cannot express cannot be stored.
             if b"\\u" in self.body:
                 json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeDecodeError:
+            raise BadRequest("can't parse the body as JSON: it is not UTF-8") from None
         except UnicodeEncodeError:
             raise BadRequest("the body holds a lone surrogate, which UTF-8 cannot express") from None
         except (ValueError, RecursionError) as error:
@@ -87,6 +89,9 @@ class Request:
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
 
 
 def decode(text: str) -> str:
@@ -253,3 +258,8 @@ def same_origin(request: Request) -> bool:
 def with_params(request: Request, raw: Mapping[str, str]) -> Request:
     params = {name: decode(value) for name, value in raw.items()}
     return replace(request, params=params, raw_params=raw)
+
+
+def with_body(request: Request, body: bytes) -> Request:
+    # Not replace(), which takes as long as half of the parsing.
+    return Request(request.method, request.path, request.raw_query, request.headers, body)
