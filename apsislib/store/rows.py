@@ -35,6 +35,9 @@ _encode = json.JSONEncoder(
 ).encode
 
 
+_decode = json.JSONDecoder().decode
+
+
 def dump(value: Any) -> str:
     """JSON text. ValueError: a NaN or infinity, which no client could read back."""
     return _encode(value)
@@ -72,11 +75,13 @@ def to_row(run: Run) -> tuple[Any, ...]:
 def from_row(row: tuple[Any, ...]) -> Run:
     """The run in a row of COLUMNS. ValueError, TypeError, KeyError: it is damaged."""
     number, job_id, args, rerun_of, _, occurrence, cause, state, timestamp, rev, *texts = row
-    times, meta, program, conds, actions, run_state = (text and json.loads(text) for text in texts)
+    # As one text: a parser call a column was half of the time of reading a run.
+    joined = ",".join("null" if text is None else text for text in (args, *texts))
+    args, times, meta, program, conds, actions, run_state = _decode(f"[{joined}]")
     run = Run(
         run_id=f"r{number}",
         job_id=job_id,
-        args=json.loads(args),
+        args=args,
         state=State(state),
         timestamp=timestamp,
         times=times,
@@ -102,4 +107,4 @@ def to_text(run: Run) -> str:
 
 
 def from_text(text: str) -> Run:
-    return from_row(tuple(json.loads(text)))
+    return from_row(tuple(_decode(text)))
