@@ -78,7 +78,7 @@ class Apsis:
         self.config = config
         clock = WallClock()
         calendars = Calendars(config.calendars)
-        table = programs.Table(config)
+        self.programs = table = programs.Table(config)
         kinds = jobs.Kinds(
             table.parse, calendars, config.schedule_types, config.condition_types, config.action_types
         )
@@ -180,6 +180,7 @@ class Apsis:
         left = self.http.stop(deadline)
         left += self.live.stop(deadline)
         left += self.driver.stop(deadline)
+        left += self.programs.close(deadline.left() or 0.0)
         if self.local is not None:
             self.local.stop()
         if self.agents is not None:

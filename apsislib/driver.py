@@ -297,8 +297,8 @@ class Driver:
         if run_id is None:
             return
         message = f"could not be recorded: {error}"
-        if isinstance(effect, Save):
-            # Its row itself is refused (made already for this occurrence or action): it never was.
+        if isinstance(effect, Save) and "UNIQUE" in str(error):
+            # It was made already, for this occurrence or action, by an earlier process: it never was.
             self._submit(self._programs, self._discard, run_id)
         else:
             self._submit(self._programs, self._fail, run_id, message)

@@ -492,8 +492,10 @@ class Scheduler:
                 run = self._store_state(run, run_state)
                 self.outbox.append(Send(run))
             case Unplaced(reason) if run.state is State.STARTING:
+                self._alarms.disarm(run_id, (Alarm.RECONNECT,))
                 rest = {k: v for k, v in (run.run_state or {}).items() if k != "conn_id"}
                 run = self._store_state(run, rest)
+                run = self._arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
                 self._note(run, wall, reason)
                 self.outbox.append(Launch(run))
             case Running() if run.state is State.STARTING:
