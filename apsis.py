@@ -69,6 +69,7 @@ class Apsis:
         from apsislib.clock import WallClock
         from apsislib.driver import Driver
         from apsislib.driver import Parts as DriverParts
+        from apsislib.errors import BadRequest
         from apsislib.feeds import Feed
         from apsislib.live import Live
         from apsislib.localagent import LocalAgent
@@ -150,13 +151,20 @@ class Apsis:
         self.live = Live(
             self.driver, self.store, self.feed, clock, connections=connections, lookback=lookback
         )
-        self.http = Server(
-            Parts(self.driver, self.store, clock, connections, restart, VERSION, lookback),
-            config.http.host,
-            config.http.port,
-            take_socket=self.live.take,
-            allowed_hosts=config.http.allowed_hosts,
-        )
+        try:
+            self.http = Server(
+                Parts(self.driver, self.store, clock, connections, restart, VERSION, lookback),
+                config.http.host,
+                config.http.port,
+                take_socket=self.live.take,
+                allowed_hosts=config.http.allowed_hosts,
+            )
+        except OSError as error:
+            self.store.close()
+            where = f"{config.http.host} port {config.http.port}"
+            raise BadRequest(
+                f"can't listen on {where}: {error.strerror}; choose another with --host and --port"
+            ) from None
 
     def start(self) -> None:
         """Config, jobs and database are read: recover, then agents, then the timer, then HTTP."""
