@@ -142,7 +142,7 @@ DAYTIME_ESCAPES: Escapes = {
     "I": lambda p, m: m.number((p.daytime.hour + 11) % 12 + 1, 2),
     "M": lambda p, m: m.number(p.daytime.minute, 2),
     "S": _second,
-    "f": lambda p, m: _fraction(exact(p.daytime.ssm), 6),
+    "f": lambda p, m: _fraction(exact(p.daytime.ssm), 6),  # always six digits
     "p": lambda p, m: m.word("AM" if p.daytime.hour < 12 else "PM"),
     "C": _iso_daytime,
 }

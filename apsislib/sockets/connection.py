@@ -329,9 +329,9 @@ class Connection:
             self.last_received = self.clock.monotonic()
             taken += len(data)
             full = len(data) == self._read_size
-            self._read_size = (
-                READ_LARGE if full else READ_SMALL if len(data) < READ_SMALL else self._read_size
-            )
+            if not self._tls:  # which gives one record at most, of 16 KiB
+                small = len(data) < READ_SMALL
+                self._read_size = READ_LARGE if full else READ_SMALL if small else self._read_size
             if self._ending is None:
                 self._parse(data)
             if not full and not self._tls:
