@@ -110,7 +110,7 @@ def test_a_fraction_is_cut_and_never_rounds_up_a_minute() -> None:
 )
 def test_formats_agree_with_ora(instant: float, letter: str, modifiers: str, zone: str) -> None:
     assume(modifiers != "_" or letter not in "Te")  # ora leaves the zone's letter as it is
-    assume(modifiers != "#x6" or letter != "f")  # and fills what is no number, but digits of a fraction
+    assume(modifiers != "#x6" or letter != "f")  # ora fills the digits of a fraction, sometimes
     ours = Time(datetime.datetime.fromtimestamp(instant, datetime.UTC))
     spec = f"[%{modifiers}{letter}]{zone}"
     assert format(ours, spec) == format(ora.Time(str(ours)), spec)
