@@ -339,7 +339,7 @@ def test_a_closed_connection_is_followed_by_another_at_once(peer: Peer, agents: 
     peer.link().close()
     began = time.monotonic()
     peer.link()
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 5  # not the minute that the delay between attempts grows to
 
 
 def test_a_server_that_registers_only_to_close_is_not_rushed_at(peer: Peer, agents: Agents) -> None:
