@@ -22,7 +22,7 @@ from apsislib.sockets.outbox import Outbox, Outgoing
 
 MAX_PENDING = 64 * 1024 * 1024  # bytes; above it the peer reads so slowly that nobody is served by more
 MAX_CONTROL = 64  # answers to Pings not yet taken by the socket; with more, reading waits for writing
-READ_SMALL, READ_LARGE = 16 * 1024, 256 * 1024  # bytes of one recv: a large one costs an mmap each time
+READ_SMALL, READ_LARGE = 16 * 1024, 64 * 1024  # bytes of one recv; from 128 KiB on each costs an mmap
 READ_ROUND = 256 * 1024  # bytes read before events are handed over
 WRITE_ROUND = 4 * 1024 * 1024  # bytes written before reading has its turn
 CLOSE_TIMEOUT = 5.0  # seconds for the peer to answer a Close, and for us to be rid of what is queued
@@ -32,7 +32,7 @@ class Connection:
     """One end of an open WebSocket. Everything here is for the one thread that owns it, save post(), wake(),
     kill(), `closed` and `pending`.
 
-    The owner calls poll() until it returns a Closed. Messages come in pieces of at most 256 KiB as they
+    The owner calls poll() until it returns a Closed. Messages come in pieces of at most 64 KiB as they
     arrive, or whole if `assemble` gives the largest size in bytes that is to be joined (a larger one
     is refused with 1009). Pings are answered here, once each, and never otherwise is a Pong sent. Nothing
     is sent unasked. Whether the peer has gone silent is for the owner to judge, from `last_received`.
