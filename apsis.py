@@ -342,7 +342,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
     top = argparse.ArgumentParser(prog=prog, description="Apsis, a job scheduler.")
     cli.add_options(top)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", dest="command")
+    commands = top.add_subparsers(
+        title="commands", metavar="COMMAND", dest="command", parser_class=cli.Parser
+    )
 
     add = commands.add_parser("serve", help="run the server", description="Run the server.")
     add.add_argument("--config", metavar="FILE", nargs="?", help="the server's file (default: no file)")

@@ -2,9 +2,13 @@
 
     address.py    where the server is
     client.py     requests, and what goes wrong with them, in sentences
+    live.py       what the server tells as it happens
     terminal.py   widths, colours, tables
+    times.py      the times that an operator writes, and those that are shown
     show.py       runs and jobs as text, JSON or YAML
-    commands.py   what each command does
+    looking.py    commands that show what there is
+    following.py  commands that go on while a run does
+    commands.py   all the others, and how each command ends
 
 Only the arguments are declared here; the rest is loaded by the command that is given.
 """
@@ -12,9 +16,26 @@ Only the arguments are declared here; the rest is loaded by the command that is 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of one command, whose last list of words may go on behind options.
+
+    By itself argparse takes `a=1` of `schedule now JOB --wait a=1` for one word too many.
+    """
+
+    words = ""  # where that list is
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        found, left = super().parse_known_args(args, namespace)
+        if self.words and not any(word.startswith("-") for word in left):
+            setattr(found, self.words, [*getattr(found, self.words), *left])
+            left = []
+        return found, left
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +76,14 @@ def add_commands(subparsers: Any, version: str) -> None:
         parser.set_defaults(run=_run, version=version)
         return parser
 
+    def add_words(parser: argparse.ArgumentParser, name: str, metavar: str, nargs: str, help: str) -> None:
+        parser.add_argument(name, metavar=metavar, nargs=nargs, help=help)
+        if isinstance(parser, Parser):
+            parser.words = name
+
+    def add_runs(parser: argparse.ArgumentParser) -> None:
+        add_words(parser, "runs", "RUN", "+", "run IDs, such as r12")
+
     def add_format(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--format", choices=("json", "yaml"), help="for machines")
         parser.add_argument(
@@ -64,13 +93,11 @@ def add_commands(subparsers: Any, version: str) -> None:
             help="times in UTC, not in the local zone",
         )
 
-    runs_help = "run IDs, such as r12"
-
     when = "TIME is now, +DURATION from now, HH:MM:SS (the next), or such as 2031-05-06T07:08:09Z."
     command = add("schedule", "make a run of a job", when)
     command.add_argument("time", metavar="TIME")
     command.add_argument("job", metavar="JOB", help="job ID, or words of it")
-    command.add_argument("args", metavar="NAME=VAL", nargs="*", help="args of the run")
+    add_words(command, "args", "NAME=VAL", "*", "args of the run")
     _add_new(command)
     command.add_argument("--count", metavar="N", type=_count, help="make so many runs")
     add_format(command)
@@ -99,18 +126,22 @@ def add_commands(subparsers: Any, version: str) -> None:
         "-t",
         "--times",
         metavar="SPAN",
-        help="only those that started, or are due, in SPAN: a day (2031-05-06, today), since a TIME or"
-        " for a DURATION (2h), or FROM..TO, either of which may be left out",
+        help="only those that started, or are due, in SPAN: a day (2031-05-06, today), since a TIME, in the"
+        " last DURATION (2h) and later, or FROM..TO, either of which may be left out",
     )
     command.add_argument(
-        "-n", "--limit", metavar="N", type=_count, help="only the newest N (with --all: 100)"
+        "-n",
+        "--limit",
+        metavar="N",
+        type=_count,
+        help="only the last N of the list (with --all: the newest N, 100)",
     )
     command.add_argument("--summary", action="store_true", help="a block for each run, not a table")
-    command.add_argument("args", metavar="NAME=VAL", nargs="*", help="only those with these args")
+    add_words(command, "args", "NAME=VAL", "*", "only those with these args")
     add_format(command)
 
     command = add("run", "show runs")
-    command.add_argument("runs", metavar="RUN", nargs="+", help=runs_help)
+    add_runs(command)
     command.add_argument("-v", "--verbose", action="store_true", help="with program, log and history")
     add_format(command)
 
@@ -144,18 +175,18 @@ def add_commands(subparsers: Any, version: str) -> None:
         ("start", "start runs now that are scheduled or waiting"),
     ):
         command = add(name, help)
-        command.add_argument("runs", metavar="RUN", nargs="+", help=runs_help)
+        add_runs(command)
 
     command = add("signal", "send a signal to the programs of runs")
     command.add_argument("signal", metavar="SIGNAL", help="name or number")
-    command.add_argument("runs", metavar="RUN", nargs="+", help=runs_help)
+    add_runs(command)
 
     command = add("mark", "change the final state of runs")
     command.add_argument("state", metavar="STATE", type=_final, help="success, failure, error or skipped")
-    command.add_argument("runs", metavar="RUN", nargs="+", help=runs_help)
+    add_runs(command)
 
     command = add("rerun", "run again: the same job and args, now")
-    command.add_argument("runs", metavar="RUN", nargs="+", help=runs_help)
+    add_runs(command)
     add_format(command)
 
     command = add("reload-jobs", "have the server read the job files again")

@@ -8,6 +8,7 @@ import logging
 import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -23,6 +24,14 @@ log = logging.getLogger(__name__)
 
 class Trouble(Exception):
     """No answer, or none that can be understood. The text is a sentence with a remedy."""
+
+    status = 1  # of the command's exit
+
+
+class Misuse(Trouble):
+    """What was typed can't be meant."""
+
+    status = 2
 
 
 class ApiError(Exception):
@@ -119,7 +128,7 @@ class Client:
         query: Iterable[tuple[str, str]],
         body: Any,
         patience: float,
-        extra: Mapping[str, str] = {},  # noqa: B006  # never changed
+        extra: Mapping[str, str] = MappingProxyType({}),
     ) -> Iterator[http.client.HTTPResponse]:
         url = target(path, query)
         data = None if body is None else json.dumps(body).encode()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
-from apsislib.cli.terminal import JOB, RUN, Cell, Column, Terminal, plain, table
-from apsislib.runs import instance
+from apsislib.cli.terminal import ARGS, JOB, RUN, Cell, Column, Terminal, plain, table
+from apsislib.cli.times import show_elapsed, show_time
 from apsislib.times import parse_time
 
 Json = Mapping[str, Any]
@@ -21,80 +20,111 @@ LOOKS = {
     "starting": ("[›]", "38;5;243"),
     "running": ("[»]", "38;5;136"),
     "stopping": ("[≯]", "38;5;243"),
-    "success": ("[+]", "38;5;36"),
+    "success": ("[+]", "38;5;29"),
     "failure": ("[X]", "38;5;124"),
     "error": ("[!]", "38;5;127"),
-    "skipped": ("[-]", "38;5;245"),
+    "skipped": ("[-]", "38;5;102"),
 }
+ENDS = ("success", "failure", "error")  # of a run that has run
+KEY = 12  # columns of the names before values
 
 
 def machine(data: Any, form: str) -> str:
     """JSON or YAML, with a newline at its end."""
     if form == "json":
-        return json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(data, indent=2) + "\n"
     from apsislib import yamlio
 
     return yamlio.dump(data)
 
 
-def when(text: str | None, utc: bool) -> str:
-    """An API time in the zone of the reader, to the second."""
-    if not text:
-        return ""
-    at = datetime.fromtimestamp(parse_time(text), UTC)
-    return (at if utc else at.astimezone()).strftime("%Y-%m-%d %H:%M:%S")
-
-
-def elapsed(run: Json) -> str:
-    """H:MM:SS that a run has taken; empty where it did not run."""
-    seconds = (run.get("meta") or {}).get("elapsed")
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(round(float(seconds)), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days}:{hours:02}:{minutes:02}:{rest:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def start_of(run: Json) -> str:
-    times = run.get("times") or {}
+    """When a run began to run, or is due; empty where neither is known."""
+    times = run["times"]
     return str(times.get("running") or times.get("schedule") or "")
 
 
-def runs_table(runs: Iterable[Json], terminal: Terminal, utc: bool) -> list[str]:
+def elapsed(run: Json, now: str) -> str:
+    """How long a run has run; empty where it has not. `now`: the server's time."""
+    seconds = (run.get("meta") or {}).get("elapsed")
+    times = run["times"]
+    if seconds is None and "running" in times:
+        start = parse_time(times["running"])
+        ends = [parse_time(times[state]) for state in ENDS if state in times]
+        # A mark adds another end, later than the real one.
+        end = min(ends, default=None)
+        if end is None and run["state"] in ("running", "stopping"):
+            end = parse_time(now)
+        seconds = None if end is None else max(0.0, end - start)
+    return "" if seconds is None else show_elapsed(seconds)
+
+
+def look(terminal: Terminal, state: str) -> str:
+    return terminal.paint(*LOOKS.get(state, (f"[{state}]", "")))
+
+
+def runs_table(runs: Iterable[Json], now: str, terminal: Terminal, utc: bool) -> list[str]:
+    """By start, those without one first; a blank line at the end."""
     columns = [
         Column("run_id", RUN),
         Column("ste"),
         Column("start"),
         Column("elapsed", align="right"),
         Column("job_id", JOB),
-        Column("args"),
+        Column("args", ARGS),
     ]
-    rows: list[list[str | Cell]] = []
-    for run in sorted(runs, key=start_of):
-        args = " ".join(f"{k}={v}" for k, v in (run.get("args") or {}).items())
-        look = Cell(*LOOKS.get(run["state"], (run["state"], "")))
-        rows.append([run["run_id"], look, when(start_of(run), utc), elapsed(run), run["job_id"], args])
-    return table(terminal, columns, rows)
+    rows: list[list[str | Cell]] = [
+        [
+            run["run_id"],
+            Cell(*LOOKS.get(run["state"], (f"[{run['state']}]", ""))),
+            show_time(start_of(run), utc),
+            elapsed(run, now),
+            run["job_id"],
+            " ".join(f"{name}={value}" for name, value in run["args"].items()),
+        ]
+        for run in sorted(runs, key=start_of)
+    ]
+    return [*table(terminal, columns, rows), ""]
 
 
-def run_block(run: Json, terminal: Terminal, utc: bool) -> list[str]:
+def title(run: Json, terminal: Terminal) -> str:
+    args = ", ".join(f"{name}={value}" for name, value in run["args"].items())
+    job = terminal.paint(plain(run["job_id"]), JOB)
+    return f"run {terminal.paint(run['run_id'], RUN)} {job}" + (
+        terminal.paint(f"({plain(args)})", ARGS) if args else ""
+    )
+
+
+def state_line(run: Json, now: str, terminal: Terminal, utc: bool) -> str:
+    state, times = run["state"], run["times"]
+    if state == "scheduled":
+        said = f"for {show_time(times.get('schedule'), utc)}"
+    elif state == "running":
+        said = f"since {show_time(times.get('running'), utc)}"
+    else:
+        said = f"at {show_time(times.get(state), utc)}"
+    took = elapsed(run, now)
+    return f"{look(terminal, state)} {said}" + (f" elapsed {took}" if took else "")
+
+
+def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:
     """A run in a few lines: what it is, what it waits for, where it has got to."""
-    name = terminal.paint(plain(instance(run["job_id"], run.get("args") or {})), JOB)
-    lines = [f"run {terminal.paint(run['run_id'], RUN)} {name}"]
+    lines = [title(run, terminal)]
     program = run.get("program")
     if program:
         lines.append(plain(f"{program.get('type')}: {program.get('str', '')}"))
-    lines += [plain(f"- {cond.get('str', cond.get('type'))}") for cond in run.get("conds") or ()]
-    state, times = run["state"], run.get("times") or {}
-    symbol, colour = LOOKS.get(state, (state, ""))
-    if state == "scheduled":
-        said = f"for {when(times.get('schedule'), utc)}"
-    elif state == "running":
-        said = f"since {when(times.get('running'), utc)}"
-    else:
-        said = f"at {when(times.get(state), utc)}"
-    took = elapsed(run)
-    return [*lines, f"{terminal.paint(symbol, colour)} {said}" + (f" elapsed {took}" if took else ""), ""]
+    lines += [plain(f"- {cond.get('str', cond.get('type'))}") for cond in run.get("conds") or ()] or ["none"]
+    return [*lines, state_line(run, now, terminal, utc), ""]
+
+
+def values(mapping: Json, terminal: Terminal, indent: str = "") -> list[str]:
+    """A line for each key and its value; nested values as JSON."""
+    lines = []
+    for name, value in mapping.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        lines.append(f"{indent}{plain(name):{KEY}} {plain(text)}")
+    return lines
+
+
+def log_lines(entries: Iterable[Json], utc: bool) -> list[str]:
+    return [f"{show_time(entry['timestamp'], utc)} {plain(entry['message'])}" for entry in entries]

@@ -1,0 +1,62 @@
+"""Commands that go on while a run does. What WebSockets need is loaded when it is needed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
+
+from apsislib.cli.client import Client
+from apsislib.cli.terminal import Terminal, plain
+from apsislib.cli.times import show_iso
+from apsislib.states import FINISHED
+
+OUTPUT = "output"  # the ID of what a program prints
+
+
+def output(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if args.follow or args.follow_new:
+        from apsislib.cli import live
+
+        client.get("v1", "runs", args.run_id)  # a run that is not known has nothing to follow
+        start = _length(client, args.run_id) if args.follow_new else 0
+        pieces = live.output(client, args.run_id, OUTPUT, start)
+    else:
+        pieces = client.download("v1", "runs", args.run_id, "output", OUTPUT)
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+    return 0
+
+
+def _length(client: Client, run_id: str) -> int:
+    found = client.get("v1", "runs", run_id, "outputs")
+    return next((int(output["output_len"]) for output in found if output["output_id"] == OUTPUT), 0)
+
+
+def watch(args: Namespace, client: Client, terminal: Terminal) -> int:
+    from apsislib.cli import live
+
+    for name, part in live.updates(client, args.run_id):
+        if args.json:
+            print(json.dumps({name: part}), flush=True)
+        elif name == "run_log_append" and not args.silent:
+            print(f"{show_iso(part['timestamp'], args.utc)}: {plain(part['message'])}", flush=True)
+        if name == "run" and args.finish and part["state"] in FINISHED:
+            return 0 if part["state"] == "success" else 1
+    return 1
+
+
+def await_ends(client: Client, runs: Iterable[Any]) -> list[tuple[Any, str]]:
+    """The runs as they are once all of them have ended, each with the server's time at its last look."""
+    from apsislib.cli import live
+
+    ended = []
+    for run in runs:
+        if run["state"] not in FINISHED:
+            live.await_end(client, run["run_id"])
+        answer = client.get("v1", "runs", run["run_id"])
+        ended.append((answer["runs"][run["run_id"]], str(answer["when"])))
+    return ended

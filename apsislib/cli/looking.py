@@ -1,0 +1,234 @@
+"""Commands that show what there is."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from apsislib.cli import show
+from apsislib.cli.client import ApiError, Client, Misuse
+from apsislib.cli.terminal import JOB, Cell, Column, Terminal, plain, table
+from apsislib.cli.times import read_span, show_time
+from apsislib.clock import WallClock
+from apsislib.times import format_instant, parse_time
+
+NEWEST = 100  # runs of all jobs that are listed unless so many are asked for
+PAGE = 1000  # runs of a page, at most
+# Names that mean something to the API, so that an arg of this name is sent with a _ before it.
+FIXED = ("job_id", "run_id", "state", "since", "summary")
+
+
+def pairs(words: Iterable[str]) -> dict[str, str]:
+    """The args of NAME=VAL. Raises Misuse."""
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise Misuse(f"not an arg: {word!r}; write NAME=VALUE")
+        if name in found:
+            raise Misuse(f"arg {name} is given twice; leave one out")
+        found[name] = value
+    return found
+
+
+def print_data(args: Namespace, data: Any) -> int:
+    sys.stdout.write(show.machine(data, args.format))
+    return 0
+
+
+# -- jobs ------------------------------------------------------------------------------------------
+
+
+def jobs(args: Namespace, client: Client, terminal: Terminal) -> int:
+    query = [] if args.label is None else [("label", args.label)]
+    found = sorted(client.get("v1", "jobs", query=query), key=lambda job: str(job["job_id"]))
+    if args.format:
+        return print_data(args, found)
+    columns = [Column("job_id", JOB), Column("params"), Column("labels")]
+    rows: list[list[str | Cell]] = [
+        [job["job_id"], f"({', '.join(job['params'])})", " ".join(job["metadata"]["labels"])] for job in found
+    ]
+    print("\n".join([*table(terminal, columns, rows), ""]))
+    return 0
+
+
+def job(args: Namespace, client: Client, terminal: Terminal) -> int:
+    found = client.get("v1", "jobs", args.job)
+    sys.stdout.write(show.machine(found, args.format or "yaml"))
+    return 0
+
+
+# -- runs ------------------------------------------------------------------------------------------
+
+
+def runs(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if args.job is None and not args.all:
+        print("error: filter --job is required", file=sys.stderr)
+        print("Or --all, for the newest runs of all jobs.", file=sys.stderr)
+        return 1
+    if args.job is not None and args.all:
+        raise Misuse("--job and --all exclude each other")
+    chosen = _Choice(args, client)
+    found = chosen.of_all_jobs() if args.all else chosen.of_job()
+    if args.format:
+        return print_data(args, {run["run_id"]: run for run in found})
+    if not found:
+        print("No runs.")
+    elif args.summary:
+        for run in found:
+            print("\n".join(show.run_block(run, chosen.now, terminal, args.utc)))
+    else:
+        print("\n".join(show.runs_table(found, chosen.now, terminal, args.utc)))
+    return 0
+
+
+class _Choice:
+    """Which runs are asked for, by start, those without one first."""
+
+    def __init__(self, args: Namespace, client: Client) -> None:
+        self.now = ""  # the server's time at its last answer
+        self._client = client
+        self._job = args.job
+        self._args = pairs(args.args)
+        self._state = args.state
+        self._limit = args.limit
+        self._full = args.summary  # whole records
+        self._span = None if args.times is None else read_span(args.times, WallClock().wall(), args.utc)
+        # (query for runs of some states, ...), which together find all in the span
+        self._states: list[list[tuple[str, str]]] = [[] if args.state is None else [("state", args.state)]]
+        if self._span is not None and self._span[0] > 0 and args.state != "scheduled":
+            # What has started since then has changed since then. What is yet to start may be older.
+            self._states[0].append(("since", format_instant(self._span[0])))
+            if args.state is None:
+                self._states.append([("state", "scheduled")])
+
+    def of_job(self) -> list[Any]:
+        wanted = [
+            (f"_{name}" if name in FIXED or name[0] == "_" else name, value)
+            for name, value in self._args.items()
+        ]
+        found: dict[str, Any] = {}
+        for states in self._states:
+            answer = self._client.get("v1", "runs", query=[("job_id", self._job), *states, *wanted])
+            found |= answer["runs"]
+            self.now = answer["when"]
+        chosen = sorted(filter(self._admits, found.values()), key=show.start_of)
+        return chosen if self._limit is None else chosen[-self._limit :] if self._limit else []
+
+    def of_all_jobs(self) -> list[Any]:
+        limit = NEWEST if self._limit is None else self._limit
+        found: dict[str, Any] = {}
+        for states in self._states:
+            count, before = 0, None
+            while count < limit:
+                query = [("limit", str(min(limit - count, PAGE) if not self._args else PAGE)), *states]
+                answer = self._client.get(
+                    "v1", "search", "runs", query=query if before is None else [*query, ("before", before)]
+                )
+                page = {run_id: run for run_id, run in answer["runs"].items() if self._admits(run)}
+                found |= page
+                count += len(page)
+                before, self.now = answer["next"], answer["when"]
+                if before is None:
+                    break
+        newest = sorted(found.values(), key=lambda run: int(run["run_id"][1:]), reverse=True)[:limit]
+        if self._full:
+            newest = [self._record(run) for run in newest]
+        return sorted(newest, key=show.start_of)
+
+    def _record(self, run: Any) -> Any:
+        """All of a run of which only a summary is known."""
+        try:
+            return self._client.get("v1", "runs", run["run_id"])["runs"][run["run_id"]]
+        except ApiError:
+            return run  # gone meanwhile
+
+    def _admits(self, run: Any) -> bool:
+        if any(run["args"].get(name) != value for name, value in self._args.items()):
+            return False
+        if self._span is None:
+            return True
+        start = show.start_of(run)
+        return start != "" and self._span[0] <= parse_time(start) < self._span[1]
+
+
+def print_runs(args: Namespace, terminal: Terminal, found: Sequence[Any], now: str, several: bool) -> None:
+    """Runs as blocks; for machines one run, or a list where `several` were asked for."""
+    if not args.format:
+        for run in found:
+            print("\n".join(show.run_block(run, now, terminal, args.utc)))
+    elif several:
+        print_data(args, list(found))
+    elif found:
+        print_data(args, found[0])
+
+
+def run(args: Namespace, client: Client, terminal: Terminal) -> int:
+    answers = [client.get("v1", "runs", run_id) for run_id in args.runs]
+    found = [
+        (answer["runs"][run_id], answer["when"]) for run_id, answer in zip(args.runs, answers, strict=True)
+    ]
+    if args.format or not args.verbose:
+        now = found[-1][1]
+        print_runs(args, terminal, [run for run, _ in found], now, len(found) > 1)
+        return 0
+    for one, now in found:
+        _print_all(one, now, client, terminal, args.utc)
+    return 0
+
+
+def _print_all(run: Any, now: str, client: Client, terminal: Terminal, utc: bool) -> None:
+    run_id = run["run_id"]
+    entries = client.get("v1", "runs", run_id, "log")["run_log"]
+    outputs = client.get("v1", "runs", run_id, "outputs")
+    wanted = [(f"_{n}" if n in FIXED or n[0] == "_" else n, v) for n, v in run["args"].items()]
+    history = client.get("v1", "runs", query=[("job_id", run["job_id"]), *wanted])
+
+    def part(name: str, lines: Iterable[str]) -> None:
+        print("\n".join([terminal.heading(name), *lines, ""]))
+
+    print(show.title(run, terminal) + "\n")
+    program = run.get("program") or {}
+    part("Program", show.values(program, terminal))
+    lines: list[str] = []
+    for cond in run.get("conds") or ():
+        others = {name: value for name, value in cond.items() if name != "str"}
+        lines += [f"- {plain(cond.get('str', cond.get('type')))}", *show.values(others, terminal, "  ")]
+    part("Conditions", lines or ["none"])
+    part("Log", show.log_lines(entries, utc))
+    part(
+        "Output", [f"{plain(o['output_id']):{show.KEY}} {o['output_len']} bytes" for o in outputs] or ["none"]
+    )
+    print(terminal.heading("Run History"))
+    print("\n".join(show.runs_table(history["runs"].values(), now, terminal, utc)))
+
+
+def log(args: Namespace, client: Client, terminal: Terminal) -> int:
+    entries = client.get("v1", "runs", args.run_id, "log")["run_log"]
+    if args.format:
+        return print_data(args, entries)
+    for line in show.log_lines(entries, args.utc):
+        print(line)
+    return 0
+
+
+def waiting(args: Namespace, client: Client, terminal: Terminal) -> int:
+    answer = client.get("v1", "runs", args.run_id, "waiting")
+    if args.format:
+        return print_data(args, answer)
+    rows = answer["waiting"]
+    if not rows:
+        print(f"{plain(answer['run_id'])} is {answer['state']}: it waits for nothing")
+        return 0
+    columns = [Column(""), Column("condition"), Column("since"), Column("reason")]
+    cells: list[list[str | Cell]] = []
+    for row in rows:
+        holds = row["holds"]
+        symbol, colour = show.LOOKS["success" if holds else "waiting"]
+        reason = row.get("reason") or ("" if holds else "not looked at yet")
+        since = show_time(row.get("since"), args.utc)
+        cells.append([Cell(symbol, colour), row["condition"], since, reason])
+    print("\n".join([*table(terminal, columns, cells), ""]))
+    return 0
