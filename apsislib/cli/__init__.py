@@ -187,6 +187,7 @@ def add_commands(subparsers: Any, version: str) -> None:
 
     command = add("rerun", "run again: the same job and args, now")
     add_runs(command)
+    _add_wait(command)
     add_format(command)
 
     command = add("reload-jobs", "have the server read the job files again")
@@ -203,6 +204,10 @@ def _add_new(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--stop-time", metavar="T", help="stop the run then: a TIME, or a DURATION after its schedule time"
     )
+    _add_wait(command)
+
+
+def _add_wait(command: argparse.ArgumentParser) -> None:
     command.add_argument("--wait", action="store_true", help="wait for the end; exit with 0 if all succeed")
 
 

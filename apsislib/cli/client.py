@@ -105,16 +105,19 @@ class Client:
                     f" {count + response.length} bytes; try again"
                 )
 
+    def strange(self) -> Trouble:
+        """What to raise when an answer has another form than ours."""
+        return Trouble(
+            f"{self.address} answers, but not as Apsis does; see whether --host and --port name the server"
+        )
+
     def _json(self, response: http.client.HTTPResponse) -> Any:
         data = response.read()
         try:
             answer = json.loads(data)
         except (ValueError, RecursionError):
             if response.status < 300:
-                raise Trouble(
-                    f"{self.address} answers, but not as Apsis does (no JSON);"
-                    " see whether --host and --port name the server"
-                ) from None
+                raise self.strange() from None
             answer = {}
         if response.status >= 300:
             raise ApiError(response.status, answer if isinstance(answer, dict) else {})

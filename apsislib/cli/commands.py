@@ -43,8 +43,14 @@ def _run(args: Namespace, terminal: Terminal) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    client = Client(host, port)
     try:
-        return COMMANDS[args.command](args, Client(host, port), terminal)
+        try:
+            return COMMANDS[args.command](args, client, terminal)
+        except (KeyError, TypeError):
+            # Some other program may speak JSON too. Who looks for more than that is told.
+            log.debug("%s", args.command, exc_info=True)
+            raise client.strange() from None
     except ApiError as error:
         if args.command == "output":  # whose standard output is bytes of the program
             print(f"error: {plain(error)}", file=sys.stderr)
@@ -55,16 +61,6 @@ def _run(args: Namespace, terminal: Terminal) -> int:
         sys.stdout.flush()
         print(f"error: {plain(error)}", file=sys.stderr)
         return error.status
-    except (LookupError, TypeError, AttributeError):
-        # Some other program may answer in JSON too. What it was is told to who looks for it.
-        log.debug("%s", args.command, exc_info=True)
-        sys.stdout.flush()
-        print(
-            f"error: {address.show(host, port)} answers, but not as Apsis does; check --host and --port,"
-            " or see more with --log-level DEBUG",
-            file=sys.stderr,
-        )
-        return 1
 
 
 def say(error: ApiError, terminal: Terminal) -> None:

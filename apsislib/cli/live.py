@@ -134,7 +134,7 @@ def _parsed(client: Client, message: str | bytes) -> dict[str, Any]:
             return parts
     except ValueError:
         pass
-    raise Trouble(f"{client.address} does not speak as Apsis does; check --host and --port")
+    raise client.strange()
 
 
 def await_end(client: Client, run_id: str) -> str:
@@ -172,4 +172,4 @@ def _part(client: Client, message: str | bytes) -> tuple[int, bytes]:
             first = value.removeprefix("bytes=").partition("-")[0]
             if blank and name.lower() == "content-range" and first.isdigit():
                 return int(first), data
-    raise Trouble(f"{client.address} does not speak as Apsis does; check --host and --port")
+    raise client.strange()

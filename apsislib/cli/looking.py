@@ -43,7 +43,10 @@ def print_data(args: Namespace, data: Any) -> int:
 
 def jobs(args: Namespace, client: Client, terminal: Terminal) -> int:
     query = [] if args.label is None else [("label", args.label)]
-    found = sorted(client.get("v1", "jobs", query=query), key=lambda job: str(job["job_id"]))
+    found = client.get("v1", "jobs", query=query)
+    if not isinstance(found, list):
+        raise client.strange()
+    found.sort(key=lambda job: str(job["job_id"]))
     if args.format:
         return print_data(args, found)
     columns = [Column("job_id", JOB), Column("params"), Column("labels")]

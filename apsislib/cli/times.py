@@ -74,7 +74,13 @@ def _time(text: str, now: float, utc: bool) -> float:
 
 def read_time(text: str, now: float, utc: bool) -> float | None:
     """The instant that TIME means; None for `now`. Raises Misuse."""
-    return None if text == "now" else _meant(f"not a time: {FORMS}", lambda: _time(text, now, utc))
+
+    def read() -> float:
+        t = _time(text, now, utc)
+        format_instant(t)  # refuses what no calendar has
+        return t
+
+    return None if text == "now" else _meant(f"not a time: {FORMS}", read)
 
 
 def read_stop(text: str, start: float, utc: bool) -> str:
