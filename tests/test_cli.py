@@ -19,7 +19,7 @@ import pytest
 import yaml
 from server import ENDS, Server, environment
 
-from apsislib.cli import address, times
+from apsislib.cli import address, live, times
 from apsislib.cli.client import Client, Misuse, Trouble, target
 from apsislib.cli.terminal import Column, Terminal, plain, shorten, table, width
 
@@ -34,6 +34,9 @@ JOBS = {
     # Prints a line for each line that it is given.
     "echo": "params: [fifo]\nprogram: {type: procstar, argv: [/bin/cat, '{{ fifo }}']}\n",
 }
+
+
+DEBUG = ("--log-level", "DEBUG")
 
 
 @pytest.fixture(scope="module")
@@ -517,12 +520,13 @@ def test_output_is_followed_to_the_end(server: Server, fifo: Fifo) -> None:
     fifo.open()
     fifo.write("one\n")
     server.until_printed(run_id, b"one\n")
-    follow = server.spawn("output", run_id, "-f")
+    follow = server.spawn(*DEBUG, "output", run_id, "-f")
     assert follow.stdout is not None
     assert follow.stdout.readline() == "one\n"
-    new = server.spawn("output", run_id, "--follow-new")
+    new = server.spawn(*DEBUG, "output", run_id, "--follow-new")
     assert new.stdout is not None
-    following(server, 2)
+    following(follow)
+    following(new)
     fifo.write("two\n")
     assert follow.stdout.readline() == new.stdout.readline() == "two\n"
     fifo.write("three")
@@ -531,15 +535,12 @@ def test_output_is_followed_to_the_end(server: Server, fifo: Fifo) -> None:
     assert new.communicate(timeout=60) == ("three", "") and new.returncode == 0
 
 
-def following(server: Server, count: int) -> None:
-    """Returns once so many commands are connected to the server."""
-    port = f":{server.port:04X}"
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        if sum(row[1].endswith(port) and row[3] == "01" for row in rows) >= count:
+def following(process: subprocess.Popen[str], word: str = "following") -> None:
+    """Returns once a command says that it is connected, or has been told all that there is."""
+    assert process.stderr is not None
+    while line := process.stderr.readline():
+        if word in line:
             return
-        threading.Event().wait(0.02)
     raise AssertionError("not connected")
 
 
@@ -550,8 +551,9 @@ def test_watch_tells_what_is_new_and_how_it_ends(server: Server, fifo: Fifo) -> 
     run_id = made(server, "schedule", "now", "echo", f"fifo={fifo.path}")
     fifo.open()
     server.until(run_id, "running")
-    watches = [server.spawn("watch", run_id, *words) for words in ([], ["--silent"], ["--json"])]
-    following(server, 3)
+    watches = [server.spawn(*DEBUG, "watch", run_id, *words) for words in ([], ["--silent"], ["--json"])]
+    for watch in watches:
+        following(watch)
     fifo.close()
     shown, silent, machine = [watch.communicate(timeout=60)[0] for watch in watches]
     assert [watch.returncode for watch in watches] == [0, 0, 0]
@@ -586,8 +588,8 @@ def test_ctrl_c_is_silent(server: Server) -> None:
         (["output", run_id, "-f"], 0),
         (["schedule", "+1h", "slow", "--wait"], 130),
     ):
-        process = server.spawn(*words)
-        following(server, 1)
+        process = server.spawn(*DEBUG, *words)
+        following(process, "connected")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
         assert (process.returncode, errors) == (status, "")
@@ -616,10 +618,10 @@ def test_what_is_followed_goes_on_after_a_restart(own: Server, fifo: Fifo, how: 
     fifo.open()
     fifo.write("one\n")
     own.until_printed(run_id, b"one\n")
-    follow, watch = own.spawn("output", run_id, "-f"), own.spawn("watch", run_id)
+    follow, watch = own.spawn("output", run_id, "-f"), own.spawn(*DEBUG, "watch", run_id)
     assert follow.stdout is not None
     assert follow.stdout.readline() == "one\n"
-    following(own, 2)
+    following(watch)
     if how == "kill":
         own.kill()
         own.start()
@@ -635,6 +637,20 @@ def test_what_is_followed_goes_on_after_a_restart(own: Server, fifo: Fifo, how: 
     told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
     log = own.messages(run_id)
     assert told == log[len(log) - len(told) :] and "success" in told
+
+
+def test_patience_with_a_server_that_does_not_come_back_ends(
+    own: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = made(own, "schedule", "+1h", "slow")
+    told = live.updates(Client("127.0.0.1", own.port), run_id)
+    assert next(told)[0] == "run"
+    own.kill()
+    monkeypatch.setattr(live, "PATIENCE", 0.5)
+    with pytest.raises(Trouble, match=r"no server at .*, for 0.5 s; what runs goes on"):
+        for _ in told:
+            pass
+    own.start()
 
 
 def test_jobs_are_reloaded_all_or_none(own: Server) -> None:

@@ -55,7 +55,9 @@ def _connect(
         segments, query = path()
         url = f"ws://{client.address}{target(segments)}?{query}"
         try:
-            return sockets.connect(url, deadline=CONNECT, assemble=LARGEST)
+            connection = sockets.connect(url, deadline=CONNECT, assemble=LARGEST)
+            log.debug("connected to %s", url)
+            return connection
         except sockets.Refused as error:
             # Of these statuses 502 to 504 and that of no HTTP at all may pass; the others are final.
             if not patient or 400 <= error.status < 500:
@@ -82,7 +84,7 @@ def _connect(
 
 def _received(connection: sockets.Connection) -> Generator[str | bytes, None, sockets.Closed]:
     """Messages of one connection; its end is returned."""
-    asked = False
+    asked = begun = False
     while True:
         for event in connection.poll(5.0):
             match event:
@@ -90,6 +92,9 @@ def _received(connection: sockets.Connection) -> Generator[str | bytes, None, so
                     return event
                 case sockets.Data(data) | sockets.Text(data):
                     yield data
+                    if not begun:
+                        log.debug("following")
+                        begun = True
         silent = connection.clock.monotonic() - connection.last_received
         if silent > DEAD:
             return sockets.Closed(sockets.ABNORMAL, "silent", "lost")
