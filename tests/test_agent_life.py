@@ -5,17 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import queue
 import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from agent_peer import TIMEOUT, Agent, Link, Peer
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.server import ServerConnection, serve
 
 REGISTERED = bytes.fromhex("81a474797065aa52656769737465726564")
 
@@ -339,7 +345,42 @@ def test_a_closed_connection_is_followed_by_another_at_once(peer: Peer, agents: 
     peer.link().close()
     began = time.monotonic()
     peer.link()
-    assert time.monotonic() - began < 5  # not the minute that the delay between attempts grows to
+    assert time.monotonic() - began < 0.9
+
+
+def test_a_server_that_closes_in_the_same_breath_as_it_registers_has_registered(agents: Agents) -> None:
+    """Two frames in one segment: such an end is a lost connection, not a failed attempt with its delay."""
+    began: queue.Queue[float] = queue.Queue()
+
+    def breathe(ws: ServerConnection) -> None:
+        began.put(time.monotonic())
+        ws.recv(timeout=TIMEOUT)
+        with ws.protocol_mutex:
+            ws.protocol.send_binary(msgpack.packb({"type": "Registered"}))
+            ws.protocol.send_close(1000)
+            ws.socket.sendall(b"".join(ws.protocol.data_to_send()))
+        with suppress(ConnectionClosed):
+            ws.recv(timeout=TIMEOUT)
+
+    server = serve(breathe, "127.0.0.1", 0, compression=None)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        port = server.socket.getsockname()[1]
+        agents(
+            "--agent",
+            "--agent-host",
+            "127.0.0.1",
+            "--agent-port",
+            str(port),
+            "--connect-interval-start",
+            "30",
+        )
+        times = [began.get(timeout=TIMEOUT) for _ in range(3)]
+        assert times[2] - times[0] < 10
+    finally:
+        server.shutdown()
+        thread.join(TIMEOUT)
 
 
 def test_a_server_that_registers_only_to_close_is_not_rushed_at(peer: Peer, agents: Agents) -> None:

@@ -199,8 +199,11 @@ class Service:
             self._watch(conn)
 
     def _take(self, conn: sockets.Connection) -> None:
-        for event in conn.poll(0, self._reading()):
-            if conn.closed is not None:
+        events = conn.poll(0, self._reading())
+        # What came before the peer's Close counts, Registered above all; what comes after our own does not.
+        ended = conn.closed
+        for event in events:
+            if conn.closed is not ended:
                 return
             match event:
                 case sockets.Data(data):
