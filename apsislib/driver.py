@@ -63,6 +63,7 @@ SLICE = 100  # steps of one hold of the lock: a few ms
 INSTANT = 0.25  # s; how long a POST waits for runs that end at once
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
 COMMIT = 30.0  # s; how long a command waits for its commit before it answers 503
+RETRY = 1.0  # s; after which work that a failing disk refused is tried again
 ID_BLOCK = 256  # run IDs reserved at a time: a crash skips as many at most
 
 _CALLS = (Launch, Connect, Send, Signal, Wake, Forget)
@@ -153,6 +154,7 @@ class Driver:
         self._watches: dict[str, _Watch] = {}  # dict operations are atomic; no lock
         self._bound: dict[str, Program] = {}  # apsis-program only
         self._overtaken: set[int] = set()  # ids of Signal effects already acted on; under the lock
+        self._again: list[tuple[float, ThreadPoolExecutor, Callable[..., None], tuple[Any, ...]]] = []
         self._lateness = _Extent()
         self._holds = _Extent()
         self._timer = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
@@ -178,7 +180,7 @@ class Driver:
         self._store.wait(self._flushed, COMMIT)
         self._programs.submit(lambda: None).result()  # Connect effects have been acted on
         for owe in owed:
-            self._actors.submit(self._do_action, owe)
+            self._submit(self._actors, self._insist, self._actors, self._do_action, owe)
         log.info("restored %d runs, %d owed actions", len(active), len(owed))
 
     def start(self) -> None:
@@ -223,8 +225,9 @@ class Driver:
                 kernel.restored()
                 self.is_running.set()
             self._flush_locked()
+            retry = self._retry_locked(boot)
             next_wall, next_boot = kernel.next_wake()
-            nap = NAP
+            nap = NAP if retry is None else max(0.0, retry - boot)
             if not self._store.braked:
                 if next_wall is not None:
                     nap = min(nap, next_wall - self.clock.wall())
@@ -265,7 +268,12 @@ class Driver:
         signals = [e for e in effects if isinstance(e, Signal)]
         self._overtaken.update(id(e) for e in signals)
         if signals:
-            self._programs.submit(self._call, signals, ())
+            self._submit(self._programs, self._overtake, signals)
+
+    def _overtake(self, signals: Iterable[Signal]) -> None:
+        """(apsis-program) Send them now; once committed, they are not sent again."""
+        for effect in signals:
+            self._guarded(self._call_program, effect, effect.run)
 
     # -- after the commit --------------------------------------------------------------------------
 
@@ -278,11 +286,11 @@ class Driver:
         for effect in effects:
             match effect:
                 case Bind():
-                    self._submit(self._binders, self._bind, effect)
+                    self._submit(self._binders, self._insist, self._binders, self._bind, effect)
                 case Lookup(key):
-                    self._submit(self._binders, self._look_up, key)
+                    self._submit(self._binders, self._insist, self._binders, self._look_up, key)
                 case Owe():
-                    self._submit(self._actors, self._do_action, effect)
+                    self._submit(self._actors, self._insist, self._actors, self._do_action, effect)
         for run in ended:
             watch = self._watches.get(run.run_id)
             if watch is not None:
@@ -301,7 +309,8 @@ class Driver:
             # It was made already, for this occurrence or action, by an earlier process: it never was.
             self._submit(self._programs, self._discard, run_id)
         else:
-            self._submit(self._programs, self._fail, run_id, message)
+            # What it cannot be told with is left out, or its end would be refused as well.
+            self._submit(self._programs, self._fail, run_id, message, isinstance(effect, Save))
 
     def _submit(self, pool: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
         try:
@@ -315,13 +324,33 @@ class Driver:
         except Exception:
             log.error("%s failed:\n%s", work.__name__, traceback.format_exc())
 
+    def _insist(self, pool: ThreadPoolExecutor, work: Callable[..., None], *args: Any) -> None:
+        """Work that must be done sooner or later, and changes nothing unless it succeeds: try it again.
+
+        Later, by the timer: hands that waited for a disk would be missed by everybody else.
+        """
+        try:
+            work(*args)
+        except Exception as error:
+            log.warning("%s: %s; trying again in %g s", work.__name__, _text(error), RETRY)
+            with self._lock:
+                self._again.append((self.clock.boot() + RETRY, pool, work, args))
+                self._due.notify()
+
+    def _retry_locked(self, boot: float) -> float | None:
+        """Hand out again what is due; the boot instant at which more is."""
+        due = [entry for entry in self._again if entry[0] <= boot]
+        self._again = [entry for entry in self._again if entry[0] > boot]
+        for _, pool, work, args in due:
+            self._submit(pool, self._insist, pool, work, *args)
+        return min((entry[0] for entry in self._again), default=None)
+
     def _call(self, calls: Iterable[Effect], ended: Sequence[Run]) -> None:
         """(apsis-program) Tell programs what was decided; then let go of runs that have ended."""
         for effect in calls:
             if id(effect) in self._overtaken:
                 self._overtaken.discard(id(effect))
-                if not self._store.braked:
-                    continue
+                continue
             run: Run = effect.run  # type: ignore[union-attr]
             try:
                 self._call_program(effect, run)
@@ -352,9 +381,9 @@ class Driver:
                 del self._bound[run.run_id]
                 program.forget(run, self._host)
 
-    def _fail(self, run_id: str, message: str) -> None:
+    def _fail(self, run_id: str, message: str, strip: bool = False) -> None:
         with self._hold() as kernel:
-            kernel.fail(run_id, message, self.clock.wall())
+            kernel.fail(run_id, message, self.clock.wall(), strip)
 
     def _discard(self, run_id: str) -> None:
         with self._hold() as kernel:
@@ -407,6 +436,8 @@ class Driver:
         source = owe.run
         try:
             run = self._scheduled_by(owe)
+        except Unavailable:
+            raise  # the disk: it stays owed, and is tried again
         except Exception as error:
             if not isinstance(error, ApsisError):
                 log.error("action of %s failed:\n%s", source.run_id, traceback.format_exc())

@@ -507,7 +507,7 @@ class Scheduler:
                 self.outbox.append(Save(self.runs[run_id], transition=False))
             case Finished():
                 self._finish(run, report, wall)
-            case Lost(conn_id):
+            case Lost(conn_id) if conn_id == (run.run_state or {}).get("conn_id"):
                 if self._alarms.armed(run_id, Alarm.RECONNECT) is None:
                     self._note(run, wall, f"agent {conn_id} is away")
                     self._arm(run, Alarm.RECONNECT, run.limits.reconnect_timeout, wall, boot)
@@ -709,13 +709,16 @@ class Scheduler:
             if held is not None and held.rev == run.rev and held.state in FINISHED:
                 self._remove(run.run_id)
 
-    def fail(self, run_id: str, message: str, wall: float) -> None:
-        """An error of ours: whatever its state, the run ends in error."""
+    def fail(self, run_id: str, message: str, wall: float, strip: bool = False) -> None:
+        """An error of ours: whatever its state, the run ends in error. `strip`: without what its program
+        said of it, which the database refuses."""
         run = self.runs.get(run_id)
         if run is not None and run.state not in FINISHED:
             run = self._claim(run)
             if run.state in OCCUPYING:
                 self.outbox.append(Forget(run))
+            if strip:
+                run = run.but(meta={k: v for k, v in run.meta.items() if k != "program"})
             self.outbox.append(Output(run_id, message.encode("utf-8", "replace"), "traceback", "traceback"))
             last = message.strip().splitlines()[-1] if message.strip() else "internal error"
             self._move(run, State.ERROR, wall, f"error: {last}", force=True)

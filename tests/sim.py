@@ -209,7 +209,7 @@ class Sim:
         program = self.programs[run.job_id]
         wall, boot = self.clock.wall(), self.clock.boot()
         wake = program.seconds if program.seconds else None
-        self.kernel.report(run.run_id, Running({}, wake=wake), wall, boot)
+        self.kernel.report(run.run_id, Running({"conn_id": "c"}, wake=wake), wall, boot)
         if program.seconds == 0:
             self.kernel.report(run.run_id, Finished(program.state), wall, boot)
 

@@ -1,0 +1,110 @@
+"""The driver: what becomes of work that hands could not do at once, on the real store and kernel."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from installation import PROGRAM, SLOW, Installation
+
+from apsislib.errors import Unavailable
+from apsislib.runs import Lost, Running, Update
+from apsislib.states import State
+from apsislib.store import Reader
+
+JOBS = {
+    "noop": PROGRAM,
+    "slow": SLOW,
+    "tick": "schedule: {type: interval, interval: 1}\n" + PROGRAM,
+    "after": "condition: {type: dependency, job_id: noop}\n" + PROGRAM,
+}
+
+
+class Fault:
+    """Makes a function fail for the first `times` calls."""
+
+    def __init__(self, times: int, call: Callable[..., Any], error: Exception) -> None:
+        self.left, self._call, self._error = times, call, error
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        if self.left:
+            self.left -= 1
+            raise self._error
+        return self._call(*args, **options)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Installation]:
+    site = Installation(tmp_path, JOBS)
+    yield site
+    site.stop()
+
+
+def until(site: Installation, job_id: str, state: str, count: int = 1) -> list[str]:
+    """IDs of runs of a job in a state, once there are so many. Waits for what the feed tells."""
+    with site.feed.subscribe() as events:
+        while True:
+            with site.store.read() as reader:
+                found = [r.run_id for r in reader.runs(job_id=job_id, states=[State(state)])]
+            if len(found) >= count:
+                return found
+            assert events.get(20), f"no {count} runs of {job_id} in {state}"
+
+
+def test_scheduled_runs_are_made_although_the_disk_refused_run_ids_at_first(site: Installation) -> None:
+    fault = Fault(2, site.store.reserve, Unavailable("no space left"))
+    site.store.reserve = fault  # type: ignore[method-assign]
+    site.start()
+    until(site, "tick", "success")
+    assert fault.left == 0
+
+
+def test_an_action_is_done_although_the_disk_refused_a_run_id_at_first(tmp_path: Path) -> None:
+    site = Installation(tmp_path, {"noop": PROGRAM, "first": PROGRAM + "successors: noop\n"})
+    try:
+        site.start()
+        site.make("noop")  # takes a block of IDs
+        site.driver._ids[:] = site.driver._ids[-1:]  # one left, for `first` itself
+        fault = Fault(2, site.store.reserve, Unavailable("no space left"))
+        site.store.reserve = fault  # type: ignore[method-assign]
+        site.make("first")
+        until(site, "noop", "success", 2)
+        assert fault.left == 0
+        with site.store.read() as reader:
+            assert reader.owed() == []
+    finally:
+        site.stop()
+
+
+def test_a_waiting_run_goes_on_although_the_database_could_not_be_asked_at_first(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.start()
+    site.make("noop")
+    fault = Fault(2, Reader.ended, OSError("I/O error"))
+    monkeypatch.setattr(Reader, "ended", lambda reader, key: fault(reader, key))
+    site.make("after")
+    until(site, "after", "success")
+    assert fault.left == 0
+
+
+def test_a_run_whose_metadata_can_not_be_stored_ends_in_error_on_disk_too(site: Installation) -> None:
+    site.start()
+    run_id = site.make("slow")["run_id"]
+    until(site, "slow", "running")
+    site.driver.report(run_id, Update({"name": "\ud800", "load": math.nan}))
+    until(site, "slow", "error")
+    assert site.state(run_id) == "error"
+
+
+def test_a_lost_connection_that_the_run_is_not_on_means_nothing(site: Installation) -> None:
+    site.start()
+    run_id = site.make("slow")["run_id"]
+    until(site, "slow", "running")
+    site.driver.report(run_id, Running({"conn_id": "new"}))
+    site.driver.report(run_id, Lost("old"))
+    messages = [e["message"] for e in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
+    assert not [m for m in messages if "away" in m]
