@@ -418,7 +418,7 @@ def test_runs_of_all_jobs_come_newest_last(server: Server) -> None:
     assert found[-2:] == [first, second]
     assert due in server.command("runs", "--all", "-t", "2097-01-01").stdout
     newest = json.loads(server.command("runs", "--all", "-n", "2", "--format", "json").stdout)
-    assert set(newest) == {second, due}
+    assert set(newest) == {first, second}
     assert "elapsed" not in server.command("runs", "--all", "-n", "1", "--summary").stdout
     assert server.command("runs", "--all", "-s", "success", "name=1").stdout.count("greet") == 1
 
@@ -849,3 +849,18 @@ def test_help_is_there_at_once_and_loads_nothing(server: Server) -> None:
 def test_the_next_daytime_is_today_or_tomorrow_on_the_real_clock() -> None:
     now = datetime.now(UTC).timestamp()
     assert 0 < times.next_daytime("12:00:00", now, True) - now <= 86400
+
+
+def test_a_run_that_could_not_be_made_says_why_and_is_a_failure_of_the_command(server: Server) -> None:
+    made = server.command("schedule", "now", "greet")
+    assert made.returncode == 1
+    assert "missing args (name) for job greet" in made.stderr
+    run_id = made.stdout.split()[1]
+    assert "missing args (name)" in server.command("run", run_id).stdout
+
+
+def test_runs_of_all_jobs_leave_out_those_to_come_unless_asked(server: Server) -> None:
+    made = server.command("schedule", "2098-01-01T00:00:00Z", "greet", "name=later", "--format", "json")
+    run_id = json.loads(made.stdout)["run_id"]
+    assert run_id not in server.command("runs", "--all").stdout
+    assert run_id in server.command("runs", "--all", "-s", "scheduled").stdout

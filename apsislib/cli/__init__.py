@@ -120,7 +120,12 @@ def add_commands(subparsers: Any, version: str) -> None:
 
     command = add("runs", "list the runs of a job")
     command.add_argument("-j", "--job", metavar="JOB", help="job ID, or words of it")
-    command.add_argument("-a", "--all", action="store_true", help="of all jobs, the newest runs")
+    command.add_argument(
+        "-a",
+        "--all",
+        action="store_true",
+        help="of all jobs, the newest runs; those still to come with -s scheduled",
+    )
     command.add_argument("-s", "--state", metavar="STATE", help="only those in this state")
     command.add_argument(
         "-t",

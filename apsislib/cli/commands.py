@@ -168,13 +168,18 @@ def _made(
     if not args.wait:
         if args.format:
             looking.print_runs(args, terminal, runs, now, several)
-        return 0
+        wrong = looking.errors(client, runs)
+        for line in wrong:
+            print(line, file=sys.stderr)
+        return 1 if wrong else 0
     ended = following.await_ends(client, runs)
     if args.format:
         looking.print_runs(args, terminal, [run for run, _ in ended], now, several)
     else:
         for run, when in ended:
             print(f"{show.title(run, terminal)}\n{show.state_line(run, when, terminal, args.utc)}")
+    for line in looking.errors(client, [run for run, _ in ended]):
+        print(line, file=sys.stderr)
     return 0 if all(run["state"] == "success" for run, _ in ended) else 1
 
 

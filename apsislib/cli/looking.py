@@ -12,6 +12,7 @@ from apsislib.cli.client import ApiError, Client, Misuse
 from apsislib.cli.terminal import JOB, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import read_span, show_time
 from apsislib.clock import WallClock
+from apsislib.states import State
 from apsislib.times import format_instant, parse_time
 
 NEWEST = 100  # runs of all jobs that are listed unless so many are asked for
@@ -100,7 +101,11 @@ class _Choice:
         self._full = args.summary  # whole records
         self._span = None if args.times is None else read_span(args.times, WallClock().wall(), args.utc)
         # (query for runs of some states, ...), which together find all in the span
-        self._states: list[list[tuple[str, str]]] = [[] if args.state is None else [("state", args.state)]]
+        wanted = [] if args.state is None else [args.state]
+        if args.all and args.state is None and args.times is None:
+            # The newest are those made last: with a day of runs to come, one would see nothing else.
+            wanted = [state for state in State if state not in (State.NEW, State.SCHEDULED)]
+        self._states: list[list[tuple[str, str]]] = [[("state", state) for state in wanted]]
         if self._span is not None and self._span[0] > 0 and args.state != "scheduled":
             # What has started since then has changed since then. What is yet to start may be older.
             self._states[0].append(("since", format_instant(self._span[0])))
@@ -157,6 +162,17 @@ class _Choice:
         return start != "" and self._span[0] <= parse_time(start) < self._span[1]
 
 
+def errors(client: Client, runs: Iterable[Any]) -> list[str]:
+    """Why those of the runs that are errors are, a line each."""
+    lines = []
+    for run in runs:
+        if run["state"] == "error":
+            entries = client.get("v1", "runs", run["run_id"], "log")["run_log"]
+            said = [e["message"] for e in entries if e["message"].startswith("error")]
+            lines.append(plain(f"{run['run_id']} {said[-1] if said else 'error'}"))
+    return lines
+
+
 def print_runs(args: Namespace, terminal: Terminal, found: Sequence[Any], now: str, several: bool) -> None:
     """Runs as blocks; for machines one run, or a list where `several` were asked for."""
     if not args.format:
@@ -175,7 +191,11 @@ def run(args: Namespace, client: Client, terminal: Terminal) -> int:
     ]
     if args.format or not args.verbose:
         now = found[-1][1]
-        print_runs(args, terminal, [run for run, _ in found], now, len(found) > 1)
+        shown = [run for run, _ in found]
+        print_runs(args, terminal, shown, now, len(found) > 1)
+        if not args.format:
+            for line in errors(client, shown):
+                print(line)
         return 0
     for one, now in found:
         _print_all(one, now, client, terminal, args.utc)
