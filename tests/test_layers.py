@@ -54,6 +54,7 @@ FLOORS = {
     "apsislib.sockets": 50,
     # the engine
     "apsislib.driver": 60,
+    "apsislib.upkeep": 60,
     # edges
     "apsislib.shapes": 70,
     "apsislib.links": 70,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
 import threading
 import time
@@ -32,7 +33,7 @@ from apsislib.runs import (
     Signal,
 )
 from apsislib.states import FINISHED, State
-from apsislib.store import DropJob, SaveJob, SetMeta, Store, files
+from apsislib.store import DropJob, SaveJob, SetMeta, Store, Version, files
 from apsislib.store import reader as reading
 
 
@@ -472,14 +473,39 @@ def test_deleted_runs_take_their_logs_and_outputs_with_them(tmp_path):
     with opened(tmp_path / "apsis.db") as (store, _):
         for number in (1, 2, 3):
             put(store, Save(a_run(number)), Note(f"r{number}", 1.0, "x"), Output(f"r{number}", b"x" * 999))
-        store.wait(store.delete_runs(["r1", "r3", "r99"]), PATIENCE)
+        store.wait(store.delete_runs([Version(r, 3) for r in ("r1", "r3", "r99")]), PATIENCE)
         with store.read() as reader:
             assert [run.number for run in reader.runs()] == [2]
             assert reader.log("r1") == [] and reader.outputs("r3") == []
             assert len(reader.log("r2")) == len(reader.outputs("r2")) == 1
             assert reader._all("SELECT count(*) FROM chunks") == [(1,)]
         with pytest.raises(ValueError, match="not a run ID"):
-            store.delete_runs(["r1", "x"])
+            store.delete_runs([Version("r1", 0), Version("x", 0)])
+
+
+def test_a_run_that_has_changed_since_it_was_seen_is_not_deleted(tmp_path):
+    with opened(tmp_path / "apsis.db") as (store, _):
+        for number in (1, 2, 3, 4):
+            put(store, Save(a_run(number)), Note(f"r{number}", 1.0, "x"), Output(f"r{number}", b"123"))
+        put(store, Save(a_run(1).but(rev=4)), Note("r2", 2.0, "late"), Output("r3", b"4"))
+        seen = [Version(f"r{number}", 3, 1, (3,)) for number in (1, 2, 3, 4)]
+        store.wait(store.delete_runs(seen), PATIENCE)
+        with store.read() as reader:
+            assert [run.number for run in reader.runs()] == [1, 2, 3]
+
+
+def test_a_large_output_of_a_deleted_run_is_freed_bit_by_bit(tmp_path):
+    with opened(tmp_path / "apsis.db") as (store, _):
+        put(store, Save(a_run(1)), Output("r1", random.Random(1).randbytes(5 << 20)))
+        store.wait(store.delete_runs([Version("r1", 3)]), PATIENCE)
+        counts = []
+        with store.read() as reader:
+            assert reader.outputs("r1") == [] and not reader.is_swept()
+            while not reader.is_swept():
+                store.wait(store.sweep(8), PATIENCE)
+                counts += reader._all("SELECT count(*) FROM chunks")[0]
+            assert counts == [12, 4, 0]
+            assert reader._all("SELECT count(*) FROM outputs") == [(0,)]
 
 
 # -- the file -------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ store     Store: the mailbox, the writer's thread, the brake. Read it first
 batches   one batch, one transaction; what cannot be written is left out and named
 backlog   output that is not on disk yet
 outputs   output as chunks
+archive   the file that old runs go to
 pool      read-only connections, lent to threads
 reader    the queries, each by an index
 rows      runs as rows
@@ -11,10 +12,13 @@ files     opening, creating, migrating, locking, copying the file; ../schema.sql
 records   what goes in and comes out, besides the kernel's effects
 """
 
+from apsislib.store.archive import Archive
 from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID
 from apsislib.store.reader import Reader
 from apsislib.store.records import (
     Chunk,
+    Copied,
+    Deleted,
     DeleteRuns,
     DropJob,
     Entry,
@@ -22,14 +26,19 @@ from apsislib.store.records import (
     OutputInfo,
     SaveJob,
     SetMeta,
+    Sweep,
+    Version,
 )
 from apsislib.store.store import Store
 
 __all__ = [
     "APPLICATION_ID",
     "ARCHIVE_ID",
+    "Archive",
     "Chunk",
+    "Copied",
     "DeleteRuns",
+    "Deleted",
     "DropJob",
     "Entry",
     "Grew",
@@ -38,4 +47,6 @@ __all__ = [
     "SaveJob",
     "SetMeta",
     "Store",
+    "Sweep",
+    "Version",
 ]

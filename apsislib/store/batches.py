@@ -12,12 +12,15 @@ from apsislib.store import outputs
 from apsislib.store.files import transaction
 from apsislib.store.records import (
     Chunk,
+    Deleted,
     DeleteRuns,
     DropJob,
     Entry,
     Grew,
     SaveJob,
     SetMeta,
+    Sweep,
+    Version,
     Written,
     run_id_of,
 )
@@ -42,6 +45,8 @@ BLAME = (
 # Not to be done for a run whose record could not be written: a start must be on disk before it
 # happens, and an agent keeps what it knows until the verdict is.
 HELD_BACK = (Launch, Send, Forget)
+
+LARGE = 4 << 20  # bytes of an output that are freed in a transaction of others
 
 
 def write(db: Connection, number: int, entries: list[Entry], chunks: list[Chunk], written: Written) -> None:
@@ -72,6 +77,7 @@ class _Batch:
             DropJob: self._drop_job,
             SetMeta: self._set_meta,
             DeleteRuns: self._delete_runs,
+            Sweep: self._sweep,
         }
 
     # -- state -------------------------------------------------------------------------------------
@@ -146,13 +152,45 @@ class _Batch:
         self._db.execute("INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)", (meta.name, meta.value))
 
     def _delete_runs(self, delete: DeleteRuns) -> None:
-        numbers = dump([number_of(run_id) for run_id in delete.run_ids])
+        gone = [version.run_id for version in delete.runs if self._is_still(version)]
+        numbers = dump([number_of(run_id) for run_id in gone])
         among = "IN (SELECT value FROM json_each(?))"
+        # To free the pages of a large output takes seconds, for which nobody should have to wait. It
+        # gets a number that no run has, and is swept away bit by bit.
+        self._db.execute(
+            f"UPDATE outputs SET number = -number WHERE length > ? AND number {among}", (LARGE, numbers)
+        )
         self._db.execute(
             f"DELETE FROM chunks WHERE output IN (SELECT id FROM outputs WHERE number {among})", (numbers,)
         )
         for table in ("outputs", "log", "runs"):
             self._db.execute(f"DELETE FROM {table} WHERE number {among}", (numbers,))
+        self._written.effects.append(Deleted(tuple(gone)))
+
+    def _sweep(self, sweep: Sweep) -> None:
+        doomed = self._db.execute("SELECT id FROM outputs WHERE number < 0 LIMIT 1").fetchone()
+        if doomed is None:
+            return
+        some = "SELECT rowid FROM chunks WHERE output = ? LIMIT ?"
+        freed = self._db.execute(f"DELETE FROM chunks WHERE rowid IN ({some})", (*doomed, sweep.chunks))
+        if freed.rowcount < sweep.chunks:
+            self._db.execute("DELETE FROM outputs WHERE id = ?", doomed)
+
+    def _is_still(self, version: Version) -> bool:
+        """Whether nothing was added to the run since it was seen: a mark, a log line, output."""
+        number = number_of(version.run_id)
+        rev = self._db.execute("SELECT rev FROM runs WHERE number = ?", (number,)).fetchone()
+        if rev != (version.rev,):
+            return False
+        if version.entries is not None:
+            sql = "SELECT count(*) FROM log WHERE number = ?"
+            if self._db.execute(sql, (number,)).fetchone() != (version.entries,):
+                return False
+        if version.lengths is not None:
+            sql = "SELECT length FROM outputs WHERE number = ? ORDER BY output_id"
+            if tuple(length for (length,) in self._db.execute(sql, (number,))) != version.lengths:
+                return False
+        return True
 
     # -- output ------------------------------------------------------------------------------------
 

@@ -33,6 +33,11 @@ LAST = (1 << 63) - 1  # beyond every run number
 UNFINISHED = tuple(state for state in State if state not in FINISHED)
 
 
+_RETIRABLE = (
+    "timestamp < ? AND state IN (SELECT value FROM json_each(?)) AND (occurrence IS NULL OR schedule < ?)"
+)
+
+
 class Damage:
     """Rows that could not be read: each is logged once, counted, and otherwise left out."""
 
@@ -256,6 +261,36 @@ class Reader:
             " WHERE occurrence IS NOT NULL AND schedule >= ?"
         )
         return {occurrence for (occurrence,) in self._all(sql, (since,))}
+
+    def retirable(
+        self, before: float, after: tuple[float, int] | None, limit: int
+    ) -> list[tuple[float, int]]:
+        """(timestamp, number) of finished runs whose last transition was before an instant, oldest first.
+
+        `after`: where the last call ended. A run whose occurrence lies ahead of the stored clock (it was
+        started by hand before its time, or skipped) is not among them: it is what keeps another from
+        being made of it.
+        """
+        return self._all(
+            f"SELECT timestamp, number FROM runs INDEXED BY runs_timestamp WHERE {_RETIRABLE}"
+            " AND (timestamp, number) > (?, ?) ORDER BY timestamp, number LIMIT ?",
+            (*self._retirable(before), *(after or (-1e300, 0)), limit),
+        )
+
+    def count_retirable(self, before: float) -> int:
+        """How many runs retirable() would give in all."""
+        number: int = self._all(
+            f"SELECT count(*) FROM runs INDEXED BY runs_timestamp WHERE {_RETIRABLE}", self._retirable(before)
+        )[0][0]
+        return number
+
+    def is_swept(self) -> bool:
+        """Whether nothing is left of deleted runs."""
+        return not self._all("SELECT 1 FROM outputs WHERE number < 0 LIMIT 1")
+
+    def _retirable(self, before: float) -> tuple[Any, ...]:
+        clock = self.clock()
+        return before, dump(sorted(state.value for state in FINISHED)), -1e300 if clock is None else clock
 
     # -- what belongs to a run -----------------------------------------------------------------------
 

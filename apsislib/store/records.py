@@ -32,8 +32,32 @@ class SetMeta:
 
 
 @dataclass(frozen=True, slots=True)
+class Version:
+    """What was seen of a finished run: it is the same run still if this is."""
+
+    run_id: str
+    rev: int
+    entries: int | None = None  # of its log; None: no matter
+    lengths: tuple[int, ...] | None = None  # of its outputs, by their IDs; None: no matter
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteRuns:
-    """Remove runs with their logs and outputs. Actions that they owe stay owed."""
+    """Remove runs with their logs and outputs, if they are as seen. Actions that they owe stay owed."""
+
+    runs: tuple[Version, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Free some of what large outputs of deleted runs take: so many chunks at most."""
+
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """These runs are gone from the database."""
 
     run_ids: tuple[str, ...]
 
@@ -73,14 +97,25 @@ class OutputInfo:
     length: int  # bytes
 
 
-Entry = Effect | SaveJob | DropJob | SetMeta | DeleteRuns
+@dataclass(slots=True)
+class Copied:
+    """What became of runs that were to be copied to an archive."""
+
+    versions: list[Version] = field(default_factory=list)  # of those that are there
+    log: int = 0  # rows
+    outputs: int = 0  # rows
+    left: dict[str, str] = field(default_factory=dict)  # run ID -> why it was not copied
+
+
+Entry = Effect | SaveJob | DropJob | SetMeta | DeleteRuns | Sweep
 
 
 @dataclass(slots=True)
 class Written:
     """What became of a batch."""
 
-    effects: list[Entry] = field(default_factory=list)  # stored, or not to be stored; in order of decision
+    # Stored, or not to be stored; in order of decision.
+    effects: list[Entry | Deleted] = field(default_factory=list)
     grew: list[Grew] = field(default_factory=list)
     refused: list[tuple[Entry | Chunk, Exception]] = field(default_factory=list)
 

@@ -22,7 +22,7 @@ from apsislib.store.backlog import Backlog
 from apsislib.store.batches import write
 from apsislib.store.pool import Pool
 from apsislib.store.reader import Reader
-from apsislib.store.records import Chunk, DeleteRuns, Entry, Grew, SetMeta, Written, run_id_of
+from apsislib.store.records import Chunk, DeleteRuns, Entry, Grew, SetMeta, Sweep, Version, Written, run_id_of
 from apsislib.store.rows import number_of
 
 log = logging.getLogger(__name__)
@@ -270,11 +270,23 @@ class Store:
             self._write_now([entry])
         return first
 
-    def delete_runs(self, run_ids: Collection[str]) -> int:
-        """Remove finished runs, a hundred or so, with their logs and outputs. Returns a ticket."""
-        for run_id in run_ids:
-            number_of(run_id)  # ValueError now, not when it is written
-        return self.put([DeleteRuns(tuple(run_ids))])
+    def delete_runs(self, versions: Collection[Version]) -> int:
+        """Remove finished runs, a hundred or so, with their logs and outputs. Returns a ticket.
+
+        Runs that are no longer as they were seen stay.
+        """
+        for version in versions:
+            number_of(version.run_id)  # ValueError now, not when it is written
+        return self.put([DeleteRuns(tuple(versions))])
+
+    def sweep(self, chunks: int) -> int:
+        """Free so many chunks, of up to 256 KiB, of the large outputs of deleted runs. Returns a ticket."""
+        return self.put([Sweep(chunks)])
+
+    def has_pending(self, run_id: str) -> bool:
+        """Whether output of the run is not on disk yet."""
+        with self._lock:
+            return self._backlog.pending(run_id)
 
     def _write_now(self, entries: list[Entry]) -> None:
         """Before start(), when this thread owns the connection."""
