@@ -14,17 +14,19 @@ from apsislib.runs import Alarm
 
 _WALL = (Alarm.DUE, Alarm.STOP)
 _Entry = tuple[float, int, str, Alarm]
+_NONE: dict[Alarm, tuple[int, float]] = {}
 
 
 class Alarms:
     def __init__(self) -> None:
         self._wall: list[_Entry] = []
         self._boot: list[_Entry] = []
-        self._armed: dict[tuple[str, Alarm], tuple[int, float]] = {}  # (seq, when) of the live entry
+        # By run: the live entry of each kind, (seq, when).
+        self._armed: dict[str, dict[Alarm, tuple[int, float]]] = {}
         self._seq = 0  # breaks ties in order of arming, so that nothing else is ever compared
 
     def __len__(self) -> int:
-        return len(self._armed)
+        return sum(map(len, self._armed.values()))
 
     @property
     def heaped(self) -> int:
@@ -34,25 +36,40 @@ class Alarms:
     def arm(self, run_id: str, kind: Alarm, when: float) -> None:
         """Wake the run at `when`; replaces its earlier alarm of this kind, and of no other."""
         self._seq += 1
-        self._armed[run_id, kind] = (self._seq, when)
+        mine = self._armed.get(run_id)
+        if mine is None:
+            mine = self._armed[run_id] = {}
+        mine[kind] = (self._seq, when)
         heap = self._wall if kind in _WALL else self._boot
         heapq.heappush(heap, (when, self._seq, run_id, kind))
 
-    def disarm(self, run_id: str, kinds: Iterable[Alarm] = tuple(Alarm)) -> None:
-        for kind in kinds:
-            self._armed.pop((run_id, kind), None)
+    def disarm(self, run_id: str, kinds: Iterable[Alarm] | None = None) -> None:
+        """Forget the run's alarms of these kinds; of all, if none are named."""
+        mine = self._armed.get(run_id)
+        if mine is None:
+            return
+        for kind in kinds or ():
+            mine.pop(kind, None)
+        if kinds is None or not mine:
+            del self._armed[run_id]
 
     def armed(self, run_id: str, kind: Alarm) -> float | None:
-        found = self._armed.get((run_id, kind))
-        return found and found[1]
+        found = self._armed.get(run_id, _NONE).get(kind)
+        return None if found is None else found[1]
+
+    def _is_live(self, entry: _Entry) -> bool:
+        _, seq, run_id, kind = entry
+        found = self._armed.get(run_id, _NONE).get(kind)
+        return found is not None and found[0] == seq
 
     def pop(self, wall: float, boot: float) -> tuple[str, Alarm, float] | None:
         """The next live alarm that is due, disarmed: (run ID, kind, when); None if none is."""
         for heap, now in ((self._wall, wall), (self._boot, boot)):
             while heap and heap[0][0] <= now:
-                when, seq, run_id, kind = heapq.heappop(heap)
-                if self._armed.get((run_id, kind), (0,))[0] == seq:
-                    del self._armed[run_id, kind]
+                entry = heapq.heappop(heap)
+                if self._is_live(entry):
+                    when, _, run_id, kind = entry
+                    self.disarm(run_id, (kind,))
                     return run_id, kind, when
         self._tidy()
         return None
@@ -62,12 +79,13 @@ class Alarms:
         return self._top(self._wall), self._top(self._boot)
 
     def _top(self, heap: list[_Entry]) -> float | None:
-        while heap and self._armed.get((heap[0][2], heap[0][3]), (0,))[0] != heap[0][1]:
+        while heap and not self._is_live(heap[0]):
             heapq.heappop(heap)
         return heap[0][0] if heap else None
 
     def _tidy(self) -> None:
+        # A run has one alarm as a rule, so that runs do for alarms here.
         if self.heaped > 2 * len(self._armed) + 1000:
             for heap in (self._wall, self._boot):
-                heap[:] = [e for e in heap if self._armed.get((e[2], e[3]), (0,))[0] == e[1]]
+                heap[:] = [entry for entry in heap if self._is_live(entry)]
                 heapq.heapify(heap)

@@ -25,6 +25,8 @@ class Bound:
 
 def check_args(job: Job, args: Args) -> None:
     """Raises BadRequest unless `args` are exactly the job's params, in texts that can be stored."""
+    if args.keys() == set(job.params):
+        return
     missing = sorted(set(job.params) - set(args))
     if missing:
         raise BadRequest(f"missing args ({', '.join(missing)}) for job {job.job_id}")
@@ -45,9 +47,11 @@ def bind(
     `run_id` is None when a job is only checked. `find_job` raises BadRequest for an unknown job.
     """
     check_args(job, args)
-    names = templates.names(args, run_id, job.job_id, get_calendar)
+    names: dict[str, Any] = {}
 
     def expand(text: str) -> str:
+        if not names:  # most runs of most jobs need none
+            names.update(templates.names(args, run_id, job.job_id, get_calendar))
         return templates.expand(text, names)
 
     to = Binding(job, args, run_id or "r0", expand, find_job)

@@ -26,12 +26,12 @@ OCCUPYING = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
 
 def ended_key(key: RunKey, state: State) -> Key:
     """Touched when a run of `key` enters `state`."""
-    return ("state", *key, state.value)
+    return ("state", key[0], key[1], state)
 
 
 def slots_key(key: RunKey) -> Key:
     """Touched when a run of `key` leaves starting, running and stopping. Its waiters are a queue."""
-    return ("slots", *key)
+    return ("slots", key[0], key[1])
 
 
 class View(Protocol):

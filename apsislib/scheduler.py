@@ -62,6 +62,7 @@ from apsislib.waits import Outcomes, Wait, Waits
 
 CLOCK_STEP = 1.0  # s; the stored clock moves at least so far, unless runs are claimed
 SIGKILL = 9
+OWN = ("timers", "timed_out", "signals", "stop_asked")  # what the kernel itself keeps in a run_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +211,15 @@ class Scheduler:
             self._touch(run, None)
 
     def _claim(self, run: Run) -> Run:
-        """An expected run leaves *scheduled*, for whatever state: it is stored from here on."""
+        """An expected run leaves *scheduled*, for whatever state: it is stored from its next move on."""
         if not run.expected:
             return run
         self._unexpect(run)
         if run.occurrence is not None and run.times["schedule"] >= self.clock:
             self._claimed[run.occurrence] = run.times["schedule"]
-        run = run.but(expected=False)
         self._note_schedule(run)
-        self._owe(run)
+        if run.actions or self._settings.actions:
+            self._owe(run.but(expected=False))
         return run
 
     def _unexpect(self, run: Run) -> None:
@@ -322,7 +323,7 @@ class Scheduler:
         run = self.runs.get(run_id)
         if run is None:
             return
-        match kind:
+        match kind:  # the most frequent first
             case Alarm.DUE if run.state is State.SCHEDULED:
                 self._due(run, wall, boot)
             case Alarm.STOP if run.state is State.RUNNING:
@@ -523,8 +524,8 @@ class Scheduler:
     def _run(self, run: Run, report: Running, wall: float, boot: float) -> None:
         asked = (run.run_state or {}).get("stop_asked")
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
-        run_state = report.run_state or run.run_state
-        run = self._move(run.but(meta=meta, run_state=self._keep(run, run_state)), State.RUNNING, wall)
+        run_state = self._keep(run, report.run_state or run.run_state)
+        run = self._move(run, State.RUNNING, wall, meta=meta, run_state=run_state)
         self._alarms.disarm(run.run_id, (Alarm.START, Alarm.RECONNECT))
         run = self._arm(run, Alarm.TIMEOUT, run.limits.timeout, wall, boot)
         if report.wake is not None:
@@ -543,7 +544,7 @@ class Scheduler:
         if report.output is not None:
             self.outbox.append(Output(run.run_id, report.output))
         text = f"{state}: {report.message}" if report.message else state.value
-        ended = self._move(run.but(meta=meta), state, wall, text)
+        ended = self._move(run, state, wall, text, meta=meta)
         self.outbox.append(Forget(ended.but(run_state=run.run_state)))
 
     def _time_out(self, run: Run, wall: float, boot: float) -> None:
@@ -581,7 +582,7 @@ class Scheduler:
     def start(self, run_id: str, wall: float, boot: float) -> None:
         run = self._operand(run_id)
         if run.state is State.SCHEDULED:
-            run = self._claim(run)
+            run = self._claim(run).but(expected=False)
             self._note(run, wall, "scheduled run started by override")
             self._due(run, wall, boot)
         elif run.state is State.WAITING:
@@ -620,8 +621,7 @@ class Scheduler:
             raise RunError(f"can't mark {run.run_id} in state {run.state}")
         if run.state is state:
             raise RunError(f"run {run.run_id} already in state {state}")
-        self._keys.setdefault(run.run_id, run.key)
-        self._outcomes.forget(self._keys[run.run_id])
+        self._outcomes.forget(run.key)
         self._move(run, state, wall, f"marked as {state}", force=True)
 
     def _operand(self, run_id: str) -> Run:
@@ -633,19 +633,28 @@ class Scheduler:
     # -- the record --------------------------------------------------------------------------------
 
     def _move(
-        self, run: Run, state: State, wall: float, message: str | None = None, force: bool = False
+        self,
+        run: Run,
+        state: State,
+        wall: float,
+        message: str | None = None,
+        force: bool = False,
+        meta: Json | None = None,
+        run_state: Json | None = None,
     ) -> Run:
-        """A transition: the record, its row, its log line, what it owes, and whom it may wake."""
+        """A transition: the record, its row, its log line, what it owes, and whom it may wake.
+
+        `meta`, `run_state`: new ones, unless they stay as they are.
+        """
         old = run.state
         if state not in TRANSITIONS[old] and not force:
             raise RunError(f"cannot transition {run.run_id} from {old} to {state}")
-        marked = old in FINISHED
-        meta = run.meta
-        run_state = run.run_state
+        meta = run.meta if meta is None else meta
+        run_state = run.run_state if run_state is None else run_state
         if state in FINISHED:
             self._alarms.disarm(run.run_id)
             self._waits.leave(run.run_id)
-            if "running" in run.times and not marked:
+            if "running" in run.times and old not in FINISHED:
                 meta = {**meta, "elapsed": round(max(0.0, wall - run.times["running"]), 6)}
             run_state = None
         elif old is State.WAITING:
@@ -654,15 +663,17 @@ class Scheduler:
         run = run.but(
             state=state,
             timestamp=wall,
-            times={**run.times, state.value: wall},
+            times={**run.times, state: wall},
             meta=meta,
             run_state=run_state,
             rev=run.rev + 1,
+            expected=False,
         )
         self._put(run)
         self.outbox.append(Save(run))
-        self._note(run, wall, message or state.value)
-        self._owe(run)
+        self._note(run, wall, message or state)
+        if run.actions or self._settings.actions:
+            self._owe(run)
         self._touch(run, old)
         return run
 
@@ -672,26 +683,29 @@ class Scheduler:
                 self.outbox.append(Owe(f"{run.run_id}/{index}/{run.rev}", run, action))
 
     def _touch(self, run: Run, old: State | None) -> None:
-        key = self._keys[run.run_id]
-        self._waits.touch(ended_key(key, run.state))
-        if run.state in FINISHED:
-            self._outcomes.ended(key, run.state)
-        before, after = old in OCCUPYING, run.state in OCCUPYING
+        key, state = self._keys[run.run_id], run.state
+        if self._waits:
+            self._waits.touch(ended_key(key, state))
+        if state in FINISHED:
+            self._outcomes.ended(key, state)
+        before, after = old in OCCUPYING, state in OCCUPYING
         if before != after:
             self._occupied[key] += 1 if after else -1
             if not self._occupied[key]:
                 del self._occupied[key]
-            if before:
+            if before and self._waits:
                 self._waits.touch(slots_key(key))
 
     def _put(self, run: Run) -> None:
-        known = run.run_id in self.runs
-        self.runs[run.run_id] = run
-        if not known:
-            key = self._keys.setdefault(run.run_id, run.key)
+        run_id = run.run_id
+        if run_id in self.runs:
+            self._by_key[self._keys[run_id]][run_id] = run
+        else:
+            key = self._keys[run_id] = run.key
+            self._by_key.setdefault(key, {})[run_id] = run
             if run.state in OCCUPYING:  # restored
                 self._occupied[key] += 1
-        self._by_key.setdefault(self._keys[run.run_id], {})[run.run_id] = run
+        self.runs[run_id] = run
 
     def _remove(self, run_id: str) -> None:
         self._alarms.disarm(run_id)
@@ -733,8 +747,9 @@ class Scheduler:
     @staticmethod
     def _keep(run: Run, run_state: Json | None) -> Json:
         """A program's new run_state, with what the kernel keeps in it."""
-        own = ("timers", "timed_out", "signals", "stop_asked")
-        return {**{k: v for k, v in (run.run_state or {}).items() if k in own}, **(run_state or {})}
+        if not run.run_state:
+            return run_state or {}
+        return {**{k: v for k, v in run.run_state.items() if k in OWN}, **(run_state or {})}
 
     def _arm(self, run: Run, kind: Alarm, seconds: float | None, wall: float, boot: float) -> Run:
         """Arm an alarm for a duration, and store by the wall clock when it ends, for a restart."""

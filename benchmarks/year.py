@@ -5,6 +5,7 @@ python benchmarks/year.py
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 from time import perf_counter
@@ -15,10 +16,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from sim import Sim, instant  # noqa: E402
 from test_year import END, START, build  # noqa: E402
 
+from apsis import GC_THRESHOLD  # noqa: E402
+
 
 def main() -> None:
     sim = Sim(START)
     counts = build(sim)
+    gc.collect()
+    gc.freeze()  # as a server does once its jobs are read
+    gc.set_threshold(*GC_THRESHOLD)
     begin = perf_counter()
     sim.run_until(instant(END) - 1)
     took = perf_counter() - begin

@@ -20,9 +20,7 @@ from apsislib.errors import BadRequest
 from apsislib.runs import (
     Bind,
     Effect,
-    Expect,
     Finished,
-    Forget,
     Job,
     Launch,
     Limits,
@@ -81,6 +79,22 @@ class Sim:
         self.launched: list[tuple[str, float]] = []
         self.on_launch: Callable[[Run], None] | None = None
         self._number = 0
+        self._writes: dict[type, Callable[[Any], None]] = {
+            Save: self._write_save,
+            Note: self._write_note,
+            SetClock: self._write_clock,
+            Owe: self._write_owe,
+            Settle: self._write_settle,
+        }
+        self._acts: dict[type, Callable[[Any], None]] = {
+            Save: self._do_save,
+            Bind: self._do_bind,
+            Lookup: self._do_lookup,
+            Owe: lambda owe: self._do_action(owe),  # which tests replace
+            Launch: self._do_launch,
+            Signal: self._do_signal,
+            Wake: self._do_wake,
+        }
         self.kernel = Scheduler(self.settings, self.stored_clock)
 
     # -- setting up ------------------------------------------------------------------------------
@@ -146,64 +160,69 @@ class Sim:
             if self.keep_effects:
                 self.effects += effects
             for effect in effects:
-                self._write(effect)
+                write = self._writes.get(type(effect))
+                if write is not None:
+                    write(effect)
             for effect in effects:
-                self._act(effect)
+                act = self._acts.get(type(effect))
+                if act is not None:
+                    act(effect)
 
-    def _write(self, effect: Effect) -> None:
-        match effect:
-            case Save(run):
-                self.rows[run.run_id] = run
-                if run.state in FINISHED:
-                    self.ended[run.key].add(run.state)
-            case Note(run_id, _, message):
-                self.log[run_id].append(message)
-            case SetClock(time):
-                assert time >= self.stored_clock, "the stored clock went back"
-                self.stored_clock = time
-            case Owe(cause):
-                assert cause not in self.owed
-                self.owed[cause] = effect
-            case Settle(cause):
-                del self.owed[cause]
+    def _write_save(self, save: Save) -> None:
+        run = save.run
+        self.rows[run.run_id] = run
+        if run.state in FINISHED:
+            self.ended[run.key].add(run.state)
 
-    def _act(self, effect: Effect) -> None:
-        kernel, wall, boot = self.kernel, self.clock.wall(), self.clock.boot()
-        match effect:
-            case Bind(token, job, occurrences):
-                runs = [
-                    self._made(
-                        job,
-                        args,
-                        occurrence.time,
-                        stop=occurrence.stop,
-                        expected=True,
-                        occurrence=identity,
-                    )
-                    for occurrence, args, identity in occurrences
-                ]
-                kernel.expect(token, runs, [o.note for o, _, _ in occurrences], wall, boot)
-            case Lookup(key):
-                kernel.outcome(key, self.ended[key])
-            case Owe():
-                self._do_action(effect)
-            case Launch(run):
-                self.launched.append((run.run_id, wall))
-                if self.on_launch is not None:
-                    self.on_launch(run)
-                else:
-                    self._launch(run)
-            case Signal(run, signum):
-                if signum == 9 or self.programs[run.job_id].state is not State.ERROR:
-                    name = "SIGKILL" if signum == 9 else "SIGTERM"
-                    kernel.report(run.run_id, Finished(State.FAILURE, f"killed by {name}"), wall, boot)
-            case Wake(run):
-                program = self.programs[run.job_id]
-                kernel.report(run.run_id, Finished(program.state), wall, boot)
-            case Save(run) if run.state in FINISHED:
-                kernel.evict([run])
-            case Forget() | Expect():
-                pass
+    def _write_note(self, note: Note) -> None:
+        self.log[note.run_id].append(note.message)
+
+    def _write_clock(self, clock: SetClock) -> None:
+        assert clock.time >= self.stored_clock, "the stored clock went back"
+        self.stored_clock = clock.time
+
+    def _write_owe(self, owe: Owe) -> None:
+        assert owe.cause not in self.owed
+        self.owed[owe.cause] = owe
+
+    def _write_settle(self, settle: Settle) -> None:
+        del self.owed[settle.cause]
+
+    def _do_save(self, save: Save) -> None:
+        if save.run.state in FINISHED:
+            self.kernel.evict([save.run])
+
+    def _do_bind(self, bind: Bind) -> None:
+        runs = [
+            self._made(
+                bind.job,
+                args,
+                occurrence.time,
+                stop=occurrence.stop,
+                expected=True,
+                occurrence=identity,
+            )
+            for occurrence, args, identity in bind.occurrences
+        ]
+        notes = [occurrence.note for occurrence, _, _ in bind.occurrences]
+        self.kernel.expect(bind.token, runs, notes, self.clock.wall(), self.clock.boot())
+
+    def _do_lookup(self, lookup: Lookup) -> None:
+        self.kernel.outcome(lookup.key, self.ended[lookup.key])
+
+    def _do_launch(self, launch: Launch) -> None:
+        self.launched.append((launch.run.run_id, self.clock.wall()))
+        (self.on_launch or self._launch)(launch.run)
+
+    def _do_signal(self, signal: Signal) -> None:
+        run_id, signum = signal.run.run_id, signal.signum
+        if signum == 9 or self.programs[signal.run.job_id].state is not State.ERROR:
+            ended = Finished(State.FAILURE, f"killed by {'SIGKILL' if signum == 9 else 'SIGTERM'}")
+            self.kernel.report(run_id, ended, self.clock.wall(), self.clock.boot())
+
+    def _do_wake(self, wake: Wake) -> None:
+        ended = Finished(self.programs[wake.run.job_id].state)
+        self.kernel.report(wake.run.run_id, ended, self.clock.wall(), self.clock.boot())
 
     def _launch(self, run: Run) -> None:
         program = self.programs[run.job_id]

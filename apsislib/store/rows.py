@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from apsislib.runs import Run, canonical, run_number
+from apsislib.runs import Run, run_number
 from apsislib.states import State
 
 # What a run keeps from its making to its end, and what its transitions change. An update leaves the
@@ -55,7 +55,7 @@ def to_row(run: Run) -> tuple[Any, ...]:
     return (
         number_of(run.run_id),
         run.job_id,
-        canonical(run.args),
+        run.key[1],
         run.rerun_of,
         run.times.get("schedule"),
         run.occurrence,
