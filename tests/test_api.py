@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from installation import PROGRAM, SLOW, Installation
 
-from apsislib.api import message
+from apsislib.api import Parts, message, runs
 from apsislib.api.message import Refused, Request, parse_head
 from apsislib.api.outputs import parse_range
 from apsislib.api.routes import ROUTES
 from apsislib.api.runs import parse_signal
+from apsislib.clock import WallClock
 from apsislib.errors import BadRequest
 
 AGENT = {
@@ -440,6 +441,29 @@ def test_a_query_for_more_runs_than_ten_thousand_is_refused_with_their_number(
         answer = site.get(path)
         assert answer.status_code == 400
         assert error(answer) == "query would return 3 runs (limit 2); add args or state filter to narrow"
+
+
+def test_large_answers_are_made_one_at_a_time_and_small_ones_meanwhile(
+    alone: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "SMALL", 2)
+    for _ in range(3):
+        run_id = alone.make("noop")["run_id"]
+    parts = Parts(alone.driver, alone.store, WallClock())
+    made = threading.Event()
+
+    def ask() -> None:
+        runs.listed(parts, runs.Filter(job_id="noop"))
+        made.set()
+
+    with parts.turn:
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert runs.listed(parts, runs.Filter(run_ids=(run_id,))).status == 200
+        assert runs.listed(parts, runs.Filter(job_id="slow")).status == 200
+        assert not made.is_set()
+    assert made.wait(30)
+    thread.join()
 
 
 @pytest.mark.parametrize("what", ["", "/log", "/state", "/dependencies", "/waiting"])

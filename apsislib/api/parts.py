@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from threading import Event
+from dataclasses import dataclass, field
+from threading import Event, Lock
 from typing import Any, Protocol
 
 from apsislib.clock import Clock
@@ -75,6 +75,9 @@ class Parts:
     version: str = "0"
     # Seconds. Runs that last changed longer ago are left out of lists; None: none are.
     lookback: float | None = None
+    # Held while a large answer is made, so that there is one at a time: four would leave the scheduler
+    # a fifth of the interpreter, and its runs would begin late.
+    turn: Lock = field(default_factory=Lock)
 
     def oldest(self) -> float | None:
         """The instant before which lists do not reach."""

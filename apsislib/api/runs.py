@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ from apsislib.times import format_time, parse_duration, parse_time
 
 # Rows of one answer. More would be megabytes that nobody reads; search has pages.
 LIMIT = 10_000
+SMALL = 200  # runs of an answer that is made at once, in some 5 ms
 # Runs made by one request: each is a row, and an operator who means more can ask again.
 MAX_COUNT = 10_000
 
@@ -93,13 +95,32 @@ def query(parts: Parts, request: Request) -> Response:
         args={name.removeprefix("_"): value for name, value in request.query() if name not in fixed},
         since=max(limits, default=None),
     )
-    return blocks(shapes.runs_body(parts.clock.wall(), select(parts, chosen), summary))
+    return listed(parts, chosen, summary)
 
 
 def of_job(parts: Parts, request: Request) -> Response:
     job_id = find_job_id(parts, request.params["job_id"])
-    runs = select(parts, Filter(job_id=job_id, since=parts.oldest()))
-    return blocks(shapes.runs_body(parts.clock.wall(), runs))
+    return listed(parts, Filter(job_id=job_id, since=parts.oldest()))
+
+
+def listed(parts: Parts, chosen: Filter, summary: bool = False) -> Response:
+    """The runs that a filter admits; where these are many, once no other such answer is being made."""
+    with parts.turn if is_large(parts, chosen) else nullcontext():
+        return blocks(shapes.runs_body(parts.clock.wall(), select(parts, chosen), summary))
+
+
+def is_large(parts: Parts, chosen: Filter) -> bool:
+    if chosen.run_ids is not None:
+        return len(chosen.run_ids) > SMALL
+    with parts.store.read() as reader:
+        found = reader.count(
+            job_id=chosen.job_id,
+            states=chosen.states,
+            args=chosen.args or None,
+            since=chosen.since,
+            limit=SMALL + 1,
+        )
+    return found + len(parts.driver.expected(chosen.job_id)) > SMALL
 
 
 def parse_state(text: str) -> State:
