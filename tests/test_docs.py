@@ -1,0 +1,120 @@
+"""What the documents promise: examples load and end as they say, and links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+from server import ENDS, ROOT, Server
+
+from apsislib.calendars import Calendars
+from apsislib.schedules import parse
+from apsislib.times import format_instant, parse_time
+from apsislib.yamlio import load
+
+PAGES = ("programs", "schedules")
+ARGS = {"date": "2026-06-05", "name": "world", "region": "eu"}
+FENCE = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN = 5  # instants under an example
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+
+
+@dataclass(frozen=True)
+class Example:
+    job_id: str
+    promise: str
+    text: str
+
+
+def fences(page: str) -> list[tuple[str, str, str]]:
+    """(language, rest of its line, text) of each block."""
+    return [(m[1], m[2] or "", m[3]) for m in FENCE.finditer((ROOT / "docs" / f"{page}.md").read_text())]
+
+
+def examples() -> list[Example]:
+    return [
+        Example(f"{page}-{number}", promise, text)
+        for page in PAGES
+        for number, (language, promise, text) in enumerate(fences(page))
+        if language == "yaml"
+    ]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    jobs = {example.job_id: example.text for example in examples()}
+    with Server(tmp_path_factory.mktemp("docs"), jobs).running() as server:
+        yield server
+
+
+def test_every_example_says_what_becomes_of_it() -> None:
+    assert len(examples()) > 20
+    assert {example.promise for example in examples()} <= {*ENDS, "stopped", "loaded"}
+
+
+@pytest.mark.parametrize("example", examples(), ids=lambda example: example.job_id)
+def test_an_example_ends_as_the_page_says(server: Server, example: Example) -> None:
+    params = server.get(f"/jobs/{example.job_id}")["params"]
+    if example.promise == "loaded":
+        return
+    run_id = server.schedule({"job_id": example.job_id, "args": {name: ARGS[name] for name in params}})
+    if example.promise == "stopped":
+        server.until(run_id, "running")
+        server.post(f"/runs/{run_id}/stop")
+    promised = "success" if example.promise == "stopped" else example.promise
+    assert server.until(run_id, *ENDS)["state"] == promised, server.messages(run_id)
+
+
+def instants(job: Any, start: str) -> list[str]:
+    """As the page writes them: when, and until when or which date."""
+    schedule = parse(job["schedule"], Calendars(None))
+    lines = []
+    for occurrence in islice(schedule.after(parse_time(start)), SHOWN):
+        line = format_instant(occurrence.time).replace("+00:00", "Z")
+        if occurrence.stop is not None:
+            line += f" to {format_instant(occurrence.stop).replace('+00:00', 'Z')}"
+        elif "date" in job.get("params", ()):
+            line += f" date={occurrence.args['date']}"
+        lines.append(line)
+    return lines
+
+
+def shown() -> list[tuple[Any, str, list[str]]]:
+    found = []
+    job: Any = None
+    for language, rest, text in fences("schedules"):
+        if language == "yaml":
+            job = load(text, "schedules.md")
+        else:
+            assert language == "next", language
+            found.append((job, rest, text.splitlines()))
+    return found
+
+
+@pytest.mark.parametrize(("job", "start", "lines"), shown(), ids=lambda value: str(value)[:40])
+def test_the_instants_under_a_schedule_are_its_next(job: Any, start: str, lines: list[str]) -> None:
+    assert lines == instants(job, start)
+
+
+def anchors(text: str) -> set[str]:
+    return {
+        re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+        for title in re.findall(r"^#+ (.*)$", re.sub(FENCE, "", text), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(FENCE, "", path.read_text())):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        assert file.exists(), f"{path.name}: {target}"
+        if anchor:
+            assert anchor in anchors(file.read_text()), f"{path.name}: {target}"
