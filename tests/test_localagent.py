@@ -1,0 +1,104 @@
+"""The agent on the server's own host: what becomes of it, and of its programs, when either ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import ENDS, Server
+
+from apsislib.errors import BadRequest
+from apsislib.localagent import Identity
+
+JOBS = {
+    "long": (
+        "program:\n  type: procstar-shell\n"
+        '  command: echo begun; until test -e "$GO"; do sleep 0.05; done; echo done\n'
+    ),
+    "echo": "program: {type: procstar, argv: [/bin/echo, here]}\n",
+}
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("GO", str(tmp_path / "go"))
+    with Server(tmp_path, JOBS).running() as server:
+        yield server
+
+
+def identity(server: Server) -> dict[str, str | int]:
+    found: dict[str, str | int] = json.loads((server.directory / "apsis.db.agent.json").read_text())
+    return found
+
+
+def pid(server: Server) -> int:
+    return int(identity(server)["pid"])
+
+
+def begin(server: Server) -> str:
+    run_id = server.schedule({"job_id": "long"})
+    server.until(run_id, "running")
+    server.until_printed(run_id, b"begun\n")
+    return run_id
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_server_that_is_started_again_finds_agent_and_programs(server: Server, number: int) -> None:
+    run_id, agent = begin(server), pid(server)
+    server.end(number)
+    (server.directory / "go").touch()  # it ends while no server is there
+    server.start()
+    assert server.until(run_id, *ENDS)["state"] == "success"
+    assert server.output(run_id) == b"begun\ndone\n"
+    assert pid(server) == agent
+    echo = server.schedule({"job_id": "echo"})
+    assert server.until(echo, *ENDS)["state"] == "success"
+
+
+def test_an_agent_that_dies_is_replaced_by_another(server: Server) -> None:
+    server.until(server.schedule({"job_id": "echo"}), *ENDS)
+    before = identity(server)
+    os.kill(int(before["pid"]), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while pid(server) == before["pid"]:
+        assert time.monotonic() < end
+        time.sleep(0.05)  # nobody tells the test of it
+    after = identity(server)
+    assert after["conn_id"] != before["conn_id"] and after["port"] == before["port"]
+    assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
+def test_the_secret_of_the_agent_is_for_its_owner_only(server: Server) -> None:
+    assert (server.directory / "apsis.db.agent.json").stat().st_mode & 0o777 == 0o600
+    token = str(identity(server)["token"])
+    assert len(token) > 30 and token not in server.log()
+    assert token.encode() not in Path(f"/proc/{pid(server)}/cmdline").read_bytes()
+
+
+def test_an_agent_that_died_while_no_server_was_there_is_replaced_at_the_start(server: Server) -> None:
+    before = pid(server)
+    assert server.end() == 0
+    server.end_agent()
+    server.start()
+    assert pid(server) != before
+    assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
+def test_another_process_with_the_pid_is_not_taken_for_the_agent() -> None:
+    mine = Identity(1234, "token", "some-conn-id", os.getpid())
+    assert not mine.alive()
+    assert not Identity(1234, "token", "some-conn-id", 0).alive()
+
+
+def test_a_file_that_is_no_identity_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "agent.json"
+    assert Identity.read(path) is None
+    for text in ("{", "[]", '{"port": 1}'):
+        path.write_text(text)
+        with pytest.raises(BadRequest, match=r"agent\.json: can't be read: .*; remove it if no program"):
+            Identity.read(path)
