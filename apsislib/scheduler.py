@@ -291,6 +291,8 @@ class Scheduler:
                 self._note(run, wall, "reconnecting")
                 if run.state is State.RUNNING and "stop" in run.times:
                     self._alarms.arm(run.run_id, Alarm.STOP, run.times["stop"])
+                # Agents are let in later: that this one is away now is no news.
+                run = self._arm(run, Alarm.RECONNECT, run.limits.reconnect_timeout, wall, boot)
                 self.outbox.append(Connect(run))
             case State.NEW:
                 self._move(run, State.ERROR, wall, "error: the server stopped before it was scheduled")
