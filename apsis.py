@@ -15,8 +15,10 @@ import faulthandler
 import gc
 import logging
 import os
+import pickle
 import queue
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +32,8 @@ DEATH = 70  # exit status when the timer, the writer or the kernel has failed: r
 # Python's own default, costs a quarter of the engine's time.
 GC_THRESHOLD = (10_000, 10, 10)
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
+
+LOAD = "_load-jobs"  # the command of the process that reads jobs for a server
 
 log = logging.getLogger("apsis")
 
@@ -87,15 +91,7 @@ class Apsis:
             table.parse, calendars, config.schedule_types, config.condition_types, config.action_types
         )
         self._ended = restart
-
-        def load_jobs() -> Any:
-            found = jobs.load_dir(config.job_dir, kinds)
-            errors = jobs.check(found, clock.wall(), calendars.get)
-            if errors:
-                raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
-            return found
-
-        loaded = load_jobs()
+        loaded = load_jobs(config, kinds)
         for warning in (*config.warnings, *loaded.warnings):
             log.warning("%s", warning)
 
@@ -137,7 +133,7 @@ class Apsis:
             DriverParts(
                 load_program=table.load,
                 parse_ad_hoc=lambda mapping, job_id: jobs.parse_job(mapping, job_id, kinds, ad_hoc=True),
-                load_jobs=load_jobs,
+                load_jobs=lambda: load_jobs_apart(config),
                 get_calendar=calendars.get,
                 host=lambda driver: Host(driver, self.store, clock, self.agents),
                 die=self._die,
@@ -214,6 +210,64 @@ class Apsis:
         log.critical("the server can't go on: %s", what)
         logging.shutdown()
         os._exit(DEATH)
+
+
+# -- jobs ------------------------------------------------------------------------------------------
+
+
+def load_jobs(config: Any, kinds: Any = None) -> Any:
+    """The job directory, read and checked. Raises JobErrors."""
+    import programs
+    from apsislib import jobs
+    from apsislib.calendars import Calendars
+    from apsislib.clock import WallClock
+
+    if kinds is None:
+        types = (config.schedule_types, config.condition_types, config.action_types)
+        kinds = jobs.Kinds(programs.Table(config).parse, Calendars(config.calendars), *types)
+    found = jobs.load_dir(config.job_dir, kinds)
+    errors = jobs.check(found, WallClock().wall(), kinds.calendars.get)
+    if errors:
+        raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
+    return found
+
+
+def load_jobs_apart(config: Any) -> Any:
+    """The same, by a process of its own: to parse thousands of files takes seconds of the interpreter,
+    in which runs would begin late. Raises JobErrors; ApsisError where the process fails."""
+    from apsislib.errors import ApsisError
+
+    root = str(Path(__file__).parent)
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    child = subprocess.run(
+        [sys.executable, "-m", "apsis", LOAD],
+        input=pickle.dumps(config),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if child.returncode:
+        raise ApsisError(f"the jobs could not be read: process ended with {child.returncode}, see the log")
+    found, error = pickle.loads(child.stdout)
+    if error is not None:
+        raise error
+    return found
+
+
+def answer_with_jobs() -> int:
+    """What the process of load_jobs_apart does: a config on stdin, jobs or an error on stdout."""
+    from apsislib.errors import ApsisError
+
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what users' modules print goes to the server's log
+    found = error = None
+    try:
+        found = load_jobs(pickle.load(sys.stdin.buffer))
+    except ApsisError as wrong:
+        error = wrong
+    with answer:
+        pickle.dump((found, error), answer)
+    return 0
 
 
 # -- commands --------------------------------------------------------------------------------------
@@ -384,6 +438,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from apsislib import agent
 
         return agent.main(args[1:])
+    if args == [LOAD]:
+        set_up_logging("WARNING")
+        return answer_with_jobs()
     prog = "apsisctl" if Path(sys.argv[0]).name == "apsisctl" else "apsis"
     top = parser(prog)
     given = top.parse_args(args)

@@ -110,6 +110,10 @@ class Extension(Bound):
         self._config = dict(config)
         self._live = live
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Jobs are parsed in another process than they run in; threads stay where they are."""
+        return {**self.__dict__, "_live": None}
+
     def __str__(self) -> str:
         keys = " ".join(f"{key}={value}" for key, value in self._config.items())
         return f"{self._dotted} {keys}".rstrip()
