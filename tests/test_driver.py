@@ -83,7 +83,11 @@ def test_a_waiting_run_goes_on_although_the_database_could_not_be_asked_at_first
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site.start()
-    site.make("noop")
+    run_id = site.make("noop")["run_id"]
+    end = time.monotonic() + 30
+    while site.driver.live_run(run_id) is not None:  # while it is in memory, the database is not asked
+        assert time.monotonic() < end
+        time.sleep(0.001)
     fault = Fault(2, Reader.ended, OSError("I/O error"))
     monkeypatch.setattr(Reader, "ended", lambda reader, key: fault(reader, key))
     site.make("after")
