@@ -146,7 +146,10 @@ class Driver:
         # Protects the kernel. Nothing but leaf locks is taken under it, and no I/O is done.
         self._lock = threading.Lock()
         self._owner = 0  # ident of the thread that holds it
+        self._since = 0.0  # monotonic; since when it does
         self._due = threading.Condition(self._lock)  # the timer sleeps on it until something may be due
+        # Held for a whole reload: of two at once, one would be compared with jobs that the other replaced.
+        self._reloads = threading.Lock()
         self._stopping = False
         self._offset = clock.wall() - clock.boot()
         self._ids_lock = threading.Lock()  # protects _ids; a block is reserved on disk under it
@@ -216,10 +219,11 @@ class Driver:
             if self._stopping:
                 return False
             wall, boot = self.clock.wall(), self.clock.boot()
-            self._notice_step(wall, boot)
-            due = kernel.next_wake()[0]
-            if due:
-                self._lateness.add(max(0.0, wall - due))
+            stepped = self._notice_step(wall, boot)
+            due = kernel.next_due()
+            # What the clock jumped over, or fell due while no server was there, is not the timer's doing.
+            if due is not None and due <= wall and self.is_running.is_set() and not stepped:
+                self._lateness.add(wall - due)
             kernel.tick(wall, boot, SLICE, brake=self._store.braked)
             if not self.is_running.is_set() and not kernel.binding and (kernel.due() or wall + 1) > wall:
                 kernel.restored()
@@ -234,22 +238,33 @@ class Driver:
                 if next_boot is not None:
                     nap = min(nap, next_boot - self.clock.boot())
             # Between slices of a burst the lock is let go for an instant: commands must get in.
-            self._owner = 0
+            self._leaves_lock()
             self._due.wait(max(nap, 0.0002))
-            self._owner = threading.get_ident()
+            self._has_lock()
             return not self._stopping
 
-    def _notice_step(self, wall: float, boot: float) -> None:
+    def _notice_step(self, wall: float, boot: float) -> bool:
+        """Whether the wall clock was set since the last time, of which the kernel is told."""
         delta = wall - boot - self._offset
         self._offset += delta
-        if abs(delta) > STEP:
-            log.warning("the wall clock was set by %+.3f s; schedules follow it, durations do not", delta)
-            self._kernel.stepped(delta, wall)
+        if abs(delta) <= STEP:
+            return False
+        log.warning("the wall clock was set by %+.3f s; schedules follow it, durations do not", delta)
+        self._kernel.stepped(delta, wall)
+        return True
 
     # -- the lock ----------------------------------------------------------------------------------
 
     def _hold(self) -> _Hold:
         return _Hold(self)
+
+    def _has_lock(self) -> None:
+        self._owner = threading.get_ident()
+        self._since = self.clock.monotonic()
+
+    def _leaves_lock(self) -> None:
+        self._holds.add(self.clock.monotonic() - self._since)
+        self._owner = 0
 
     def _flush_locked(self) -> None:
         """Hand what was decided to the writer, in order, and note the ticket of its commit."""
@@ -743,18 +758,19 @@ class Driver:
 
     def reload(self, dry_run: bool = False) -> dict[str, Any]:
         """Load the job directory again: all of it or, with an error (JobErrors), nothing."""
-        new = self._parts.load_jobs()
-        diff = self.jobs.diff(new)
-        if not dry_run:
-            with self._hold() as kernel:
-                kernel.change_jobs(
-                    diff.removed,
-                    [new.jobs[j] for j in (*diff.added, *diff.changed)],
-                    [new.jobs[j] for j in diff.metadata],
-                )
-                self.jobs = new
-                self._due.notify()
-            self._feed.publish([new])
+        with self._reloads:
+            new = self._parts.load_jobs()
+            diff = self.jobs.diff(new)
+            if not dry_run:
+                with self._hold() as kernel:
+                    kernel.change_jobs(
+                        diff.removed,
+                        [new.jobs[j] for j in (*diff.added, *diff.changed)],
+                        [new.jobs[j] for j in diff.metadata],
+                    )
+                    self.jobs = new
+                    self._due.notify()
+                self._feed.publish([new])
         changed = sorted([*diff.changed, *diff.metadata])
         return {"removed": diff.removed, "added": diff.added, "changed": changed, "dry_run": dry_run}
 
@@ -777,7 +793,7 @@ class Driver:
 class _Hold:
     """Hold the lock; on leaving, whatever was decided goes to the writer."""
 
-    __slots__ = ("_driver", "_since")
+    __slots__ = ("_driver",)
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
@@ -785,7 +801,7 @@ class _Hold:
     def __enter__(self) -> Scheduler:
         driver = self._driver
         driver._lock.acquire()
-        driver._owner = threading.get_ident()
+        driver._has_lock()
         return driver._kernel
 
     def __exit__(self, *failure: object) -> None:
@@ -793,7 +809,7 @@ class _Hold:
         try:
             driver._flush_locked()
         finally:
-            driver._owner = 0
+            driver._leaves_lock()
             driver._lock.release()
 
 

@@ -132,6 +132,10 @@ class Scheduler:
         due = self._cursors.due()
         return (due if wall is None or (due is not None and due < wall) else wall), boot
 
+    def next_due(self) -> float | None:
+        """The wall instant of the next schedule or stop time of a run that is there."""
+        return self._alarms.next()[0]
+
     def stepped(self, delta: float, wall: float) -> None:
         """The wall clock was set by `delta` seconds: ends of durations, stored by it, move along."""
         for run in list(self.runs.values()):

@@ -15,6 +15,7 @@ from apsislib.errors import Unavailable
 from apsislib.runs import Lost, Running, Update
 from apsislib.states import State
 from apsislib.store import Reader
+from apsislib.times import format_time
 
 JOBS = {
     "noop": PROGRAM,
@@ -113,3 +114,17 @@ def test_a_lost_connection_that_the_run_is_not_on_means_nothing(site: Installati
     site.driver.report(run_id, Lost("old"))
     messages = [e["message"] for e in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
     assert not [m for m in messages if "away" in m]
+
+
+def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: Path) -> None:
+    every = "schedule: {type: interval, interval: 600}\n" + PROGRAM
+    site = Installation(tmp_path, {"every": every, "noop": PROGRAM}).start()
+    try:
+        site.make("noop", times={"schedule": format_time(site.clock.wall() + 0.2)})
+        until(site, "noop", "success")
+        stats = site.driver.stats()
+        assert stats["runs"]["expected"] > 3
+        assert stats["timer"]["count"] >= 1 and stats["timer"]["max"] < 20
+        assert stats["lock_hold"]["count"] > 1 and 0 < stats["lock_hold"]["max"] < 20
+    finally:
+        site.stop()
