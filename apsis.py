@@ -240,7 +240,7 @@ def load_jobs_apart(config: Any) -> Any:
     root = str(Path(__file__).parent)
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     child = subprocess.run(
-        [sys.executable, "-m", "apsis", LOAD],
+        [sys.executable, "-P", "-m", "apsis", LOAD],  # -P: not what lies in the working directory
         input=pickle.dumps(config),
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},

@@ -106,7 +106,8 @@ class LocalAgent:
 
     def _spawn(self) -> None:
         me = self.identity
-        argv = [sys.executable, "-m", "apsislib.agent", "--agent", "--plain"]
+        # -P: modules are not looked for in the working directory, which is the user's.
+        argv = [sys.executable, "-P", "-m", "apsislib.agent", "--agent", "--plain"]
         argv += ["--agent-host", "127.0.0.1", "--agent-port", str(me.port)]
         argv += ["--group-id", GROUP, "--conn-id", me.conn_id, "--idle-exit", str(IDLE_EXIT)]
         # A server that is back is found within this time; upstream's minute is for agents in thousands.

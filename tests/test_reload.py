@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,26 @@ def test_one_wrong_file_leaves_all_jobs_as_they_were(server: Server) -> None:
     assert [job["job_id"] for job in server.get("/jobs")] == ["old"]
     assert reload(server).status_code == 200
     assert sorted(job["job_id"] for job in server.get("/jobs")) == ["new", "old"]
+
+
+def test_what_lies_in_the_working_directory_is_not_taken_for_a_part_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("apsis.py", "programs.py", "apsislib.py", "yaml.py"):
+        (tmp_path / name).write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with Server(tmp_path, {"echo": "program: {type: procstar, argv: [/bin/echo, x]}\n"}).running() as server:
+        assert reload(server).status_code == 200
+        assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
+def test_two_reloads_at_once_leave_one_set_of_jobs(server: Server) -> None:
+    server.write("new", "program: {type: no-op}\n")
+    answers: list[int] = []
+    threads = [threading.Thread(target=lambda: answers.append(reload(server).status_code)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [200] * 4
+    assert server.until(server.schedule({"job_id": "new"}), *ENDS)["state"] == "success"
