@@ -39,6 +39,15 @@ class Filter:
     args: Args = field(default_factory=dict)  # of these names and values; a run may have others
     since: float | None = None  # of the latest transition
 
+    def rows(self) -> dict[str, Any]:
+        """The same for the store's reader, but for the run IDs."""
+        return {
+            "job_id": self.job_id,
+            "states": self.states,
+            "args": self.args or None,
+            "since": self.since,
+        }
+
     def admits(self, run: Run) -> bool:
         return (
             (self.run_ids is None or run.run_id in self.run_ids)
@@ -56,13 +65,7 @@ def select(parts: Parts, chosen: Filter) -> Iterable[Run]:
     found = {run.run_id: run for run in parts.driver.expected(chosen.job_id) if chosen.admits(run)}
     ids = chosen.run_ids
     named = None if ids is None else [run_id for run_id in ids if run_number(run_id) is not None]
-    rows: dict[str, Any] = {
-        "run_ids": named,
-        "job_id": chosen.job_id,
-        "states": chosen.states,
-        "args": chosen.args or None,
-        "since": chosen.since,
-    }
+    rows = chosen.rows() | {"run_ids": named}
     with parts.store.read() as reader:
         if named is None:
             count = len(found) + reader.count(**rows)
@@ -113,13 +116,7 @@ def is_large(parts: Parts, chosen: Filter) -> bool:
     if chosen.run_ids is not None:
         return len(chosen.run_ids) > SMALL
     with parts.store.read() as reader:
-        found = reader.count(
-            job_id=chosen.job_id,
-            states=chosen.states,
-            args=chosen.args or None,
-            since=chosen.since,
-            limit=SMALL + 1,
-        )
+        found = reader.count(**chosen.rows(), limit=SMALL + 1)
     return found + len(parts.driver.expected(chosen.job_id)) > SMALL
 
 
