@@ -25,8 +25,6 @@ class Bound:
 
 def check_args(job: Job, args: Args) -> None:
     """Raises BadRequest unless `args` are exactly the job's params, in texts that can be stored."""
-    if args.keys() == set(job.params):
-        return
     missing = sorted(set(job.params) - set(args))
     if missing:
         raise BadRequest(f"missing args ({', '.join(missing)}) for job {job.job_id}")

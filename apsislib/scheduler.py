@@ -329,7 +329,7 @@ class Scheduler:
         run = self.runs.get(run_id)
         if run is None:
             return
-        match kind:  # the most frequent first
+        match kind:
             case Alarm.DUE if run.state is State.SCHEDULED:
                 self._due(run, wall, boot)
             case Alarm.STOP if run.state is State.RUNNING:
@@ -669,7 +669,7 @@ class Scheduler:
         run = run.but(
             state=state,
             timestamp=wall,
-            times={**run.times, state: wall},
+            times={**run.times, state.value: wall},
             meta=meta,
             run_state=run_state,
             rev=run.rev + 1,
@@ -677,9 +677,8 @@ class Scheduler:
         )
         self._put(run)
         self.outbox.append(Save(run))
-        self._note(run, wall, message or state)
-        if run.actions or self._settings.actions:
-            self._owe(run)
+        self._note(run, wall, message or state.value)
+        self._owe(run)
         self._touch(run, old)
         return run
 

@@ -89,7 +89,7 @@ def test_a_waiting_run_goes_on_although_the_database_could_not_be_asked_at_first
     end = time.monotonic() + 30
     while site.driver.live_run(run_id) is not None:  # while it is in memory, the database is not asked
         assert time.monotonic() < end
-        time.sleep(0.001)
+        time.sleep(0.001)  # nobody is told that it is forgotten
     fault = Fault(2, Reader.ended, OSError("I/O error"))
     monkeypatch.setattr(Reader, "ended", lambda reader, key: fault(reader, key))
     site.make("after")
