@@ -161,7 +161,7 @@ def percent_size(text: str, operands: Any) -> int:
     wide = max(map(int, _NUMBERS.findall(text)), default=0)
     # A mapping's values may be taken again and again, a tuple's items only once.
     times = max(fields, 1) if isinstance(operands, Mapping) else 1
-    return fields * wide + Meter().weigh(operands) * times * 4  # repr may write \x00 for a character
+    return fields * wide + Meter().weigh(operands) * times * 10  # repr may write \U00010000 for a character
 
 
 # -- filters, tests and methods ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from apsislib import meter, templates
@@ -337,6 +337,7 @@ fields = st.sampled_from(["%s", "%r", "%10s", "%-5s", "%.3s", "%a", "%%", "text"
 
 
 @settings(max_examples=200, deadline=None)
+@example(["%a"], ["\U00010000" * 3])  # one character is ten
 @given(st.lists(fields, max_size=8), st.lists(operands, min_size=8, max_size=8))
 def test_the_size_of_a_percent_format_is_never_underestimated(parts: list[str], values: list[Any]) -> None:
     text = "".join(parts)
