@@ -412,10 +412,20 @@ def test_sigterm_ends_programs_and_waits_for_the_server_to_take_what_they_left(
     assert agent.end()[0] == 0
 
 
+def ignores_sigterm(pid: int) -> None:
+    """Returns once a program does: its shell has to come to its first line."""
+    end = time.monotonic() + 30
+    while True:
+        ignored = Path(f"/proc/{pid}/status").read_text().partition("SigIgn:")[2].split()[0]
+        if int(ignored, 16) >> (signal.SIGTERM - 1) & 1:
+            return
+        assert time.monotonic() < end
+
+
 def test_new_starts_are_accepted_while_sigterm_has_its_effect(peer: Peer, agents: Agents) -> None:
     agent = agents(peer=peer)
     link = peer.link()
-    running(link, "stubborn", "/bin/sh", "-c", "trap '' TERM; sleep 60 & wait; wait")
+    ignores_sigterm(running(link, "stubborn", "/bin/sh", "-c", "trap '' TERM; sleep 60 & wait; wait"))
     agent.signal(signal.SIGTERM)
     assert link.run("late", ["/bin/true"])["state"] == "terminated"
     agent.signal(signal.SIGQUIT)
@@ -429,7 +439,7 @@ def test_new_starts_are_accepted_while_sigterm_has_its_effect(peer: Peer, agents
 def test_sigquit_kills_at_once(peer: Peer, agents: Agents) -> None:
     agent = agents(peer=peer)
     link = peer.link()
-    running(link, "p", "/bin/sh", "-c", "trap '' TERM; sleep 60 & wait; wait")
+    ignores_sigterm(running(link, "p", "/bin/sh", "-c", "trap '' TERM; sleep 60 & wait; wait"))
     agent.signal(signal.SIGQUIT)
     assert link.final("p")["status"]["signal"] == "SIGKILL"
     link.delete("p")
