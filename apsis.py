@@ -169,6 +169,9 @@ class Apsis:
         """Config, jobs and database are read: recover, then agents, then the timer, then HTTP."""
         self.store.start()
         self.driver.recover()
+        self.programs.start(
+            Host(self.driver, self.store, self.driver.clock, self.agents), self.store.installation
+        )
         if self.agents is not None:
             self.agents.start()
             self.agents.restored()
@@ -176,8 +179,8 @@ class Apsis:
             self.local.start(self.agents.addresses()[-1][1])
         self.driver.start()
         self.http.start()
-        host, port = self.http.address
-        log.info("serving http://%s:%d/", f"[{host}]" if ":" in host else host, port)
+        name, port = self.http.address
+        log.info("serving http://%s:%d/", f"[{name}]" if ":" in name else name, port)
 
     def stop(self) -> list[str]:
         """Down the ladder, with one deadline for all. Runs go on; answers threads that did not end."""

@@ -206,6 +206,14 @@ class Alarm(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Launched:
+    """starting: an agent of its own is under way. What finds it again is on disk from here on."""
+
+    run_state: Json
+    meta: Json  # replaces meta["program"]
+
+
+@dataclass(frozen=True, slots=True)
 class Placed:
     """starting: the agent is chosen. Committed before a byte leaves; Send follows."""
 
@@ -267,7 +275,7 @@ class Remark:
     message: str
 
 
-Report = Placed | Unplaced | Running | Update | Finished | Lost | Back | Remark
+Report = Launched | Placed | Unplaced | Running | Update | Finished | Lost | Back | Remark
 
 
 # -- effects: what the kernel decided --------------------------------------------------------------

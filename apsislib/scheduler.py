@@ -34,6 +34,7 @@ from apsislib.runs import (
     Job,
     Json,
     Launch,
+    Launched,
     Lookup,
     Lost,
     Note,
@@ -494,6 +495,8 @@ class Scheduler:
         if run is None or run.state in FINISHED:
             return
         match report:
+            case Launched(run_state, meta) if run.state is State.STARTING:
+                self._store_state(run.but(meta={**run.meta, "program": meta}), run_state)
             case Placed(run_state) if run.state is State.STARTING:
                 self._alarms.disarm(run_id, (Alarm.START,))
                 run = self._store_state(run, run_state)

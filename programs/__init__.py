@@ -11,10 +11,11 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from apsislib.clock import Deadline
 from apsislib.config.keys import Config
 from apsislib.errors import ApsisError, FieldError
 from apsislib.runs import Json
-from programs.base import Bound, OutputLimit, Settings, Unavailable, show
+from programs.base import Bound, Host, OutputLimit, Settings, Unavailable, show
 from programs.extension import Extensions
 
 log = logging.getLogger(__name__)
@@ -24,12 +25,14 @@ KINDS: dict[str, str] = {
     "no-op": "programs.noop:parse",
     "procstar": "programs.procstar:parse",
     "procstar-shell": "programs.procstar:parse_shell",
+    "procstar-ecs": "programs.ecs.spec:parse",
 }
 # Older and dotted names of the same.
 ALIASES: dict[str, str] = {
     "apsis.program.noop.NoOpProgram": "programs.noop:parse",
     "apsis.program.procstar.agent.ProcstarProgram": "programs.procstar:parse",
     "apsis.program.procstar.agent.ProcstarShellProgram": "programs.procstar:parse_shell",
+    "apsis.program.procstar.aws.ecs_agent.ProcstarECSProgram": "programs.ecs.spec:parse",
     "program": "programs.procstar:parse_old",
     "shell": "programs.procstar:parse_old_shell",
     "apsis.program.process.ProcessProgram": "programs.procstar:parse_old",
@@ -45,12 +48,20 @@ BOUND: dict[str, str] = {
     "procstar": "programs.procstar:load",
     "apsis.program.procstar.agent.ProcstarProgram": "programs.procstar:load",
     "apsis.program.procstar.agent.BoundProcstarProgram": "programs.procstar:load",
+    "procstar-ecs": "programs.ecs.spec:load",
+    "apsis.program.procstar.aws.ecs_agent.ProcstarECSProgram": "programs.ecs.spec:load",
+    "apsis.program.procstar.aws.ecs_agent.BoundProcstarECSProgram": "programs.ecs.spec:load",
 }
 
 
 def settings(config: Config) -> Settings:
     """What the server's file says about programs."""
     agent = config.procstar.agent
+    tasks = None
+    if agent.ecs is not None:
+        from programs.ecs.tasks import Tasks
+
+        tasks = Tasks(agent.ecs)
     return Settings(
         timeout=config.program.timeout.duration,
         timeout_signal=config.program.timeout.signal,
@@ -61,6 +72,7 @@ def settings(config: Config) -> Settings:
         sudo_argv=tuple(agent.sudo.argv),
         mem_max_gb=agent.resource_defaults.mem_max_gb,
         output=OutputLimit(config.output.max_size, config.output.on_max_size == "kill"),
+        ecs=tasks,
     )
 
 
@@ -116,9 +128,16 @@ class Table:
             return Unavailable(json, f"{type(error).__name__}: {error}")
         return Unavailable(json)
 
+    def start(self, host: Host, installation: str) -> None:
+        """Runs of earlier times have been taken up. `installation`: the UUID of the database."""
+        if self._settings.ecs is not None:
+            self._settings.ecs.start(host, installation)
+
     def close(self, timeout: float | None) -> list[str]:
         """Wait for programs that run inside the server; answers the names of threads still alive."""
-        return self._extensions.close(timeout)
+        deadline = Deadline(timeout)
+        left: list[str] = [] if self._settings.ecs is None else self._settings.ecs.close(deadline.left())
+        return left + self._extensions.close(deadline.left())
 
 
 def _function(where: str) -> Callable[..., Any]:

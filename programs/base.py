@@ -52,6 +52,7 @@ class Settings:
     sudo_argv: tuple[str, ...] = ("/usr/bin/sudo", "--preserve-env", "--set-home")
     mem_max_gb: float | None = None
     output: OutputLimit = field(default_factory=OutputLimit)
+    ecs: Any = None  # programs.ecs.tasks.Tasks; None: the server's file has no procstar.agent.ecs
 
 
 class Watcher(Protocol):
@@ -211,6 +212,12 @@ class Bound:
 
     def connect(self, run: Run, host: Host) -> None:
         """The server was restarted and found this run starting (already placed), running or stopping."""
+
+
+def lasting(run: Run) -> dict[str, Any]:
+    """What of a run's run_state says who has its process: the program's own, not the kernel's."""
+    state = run.run_state or {}
+    return {key: state[key] for key in ("proc_id", "group_id", "task_arn") if key in state}
 
 
 class Unavailable(Bound):

@@ -23,6 +23,7 @@ from programs.base import (
     Host,
     OutputLimit,
     Settings,
+    lasting,
     number,
     signal_name,
 )
@@ -64,6 +65,9 @@ class Process:
         self._host = host
         self._agents = agents
         self._program = program
+        self._state = lasting(run)
+        # What is known of where the agent is, from before the process.
+        self._place = {k: v for k, v in (run.meta.get("program") or {}).items() if k == "aws_ecs"}
         self._limit = program.output_limit()
         self._start_message = wire.proc_start_request({proc_id: program.spec(run)})
         self._started = run.state in (State.RUNNING, State.STOPPING)
@@ -207,7 +211,7 @@ class Process:
         meta = self._meta(res)
         if not self._started:
             self._started = True
-            state = {"proc_id": self.proc_id, "conn_id": self.conn_id}
+            state = self._state | {"proc_id": self.proc_id, "conn_id": self.conn_id}
             self._host.report(self.run_id, Running(state, meta))
             now = self._now()
             interval = self._program.settings.output_interval
@@ -474,7 +478,7 @@ class Process:
 
     def _meta(self, res: Json) -> dict[str, Any]:
         """What is kept of a result with the run."""
-        meta: dict[str, Any] = {"errors": list(res.get("errors") or ())}
+        meta: dict[str, Any] = {"errors": list(res.get("errors") or ()), **self._place}
         for key in ("status", "times", "rusage", "proc_stat", "proc_statm", "cgroup_accounting"):
             if res.get(key) is not None:
                 meta[key] = res[key]

@@ -28,6 +28,7 @@ from programs.base import (
     deliverable,
     duration,
     is_static,
+    lasting,
     number,
     optional,
     output_limit,
@@ -336,8 +337,8 @@ class Procstar(Bound):
             return
         conn_id = agents.choose(self.group_id)
         if conn_id is not None:
-            proc_id = (run.run_state or {}).get("proc_id") or str(uuid4())
-            host.report(run.run_id, Placed({"proc_id": proc_id, "conn_id": conn_id}))
+            state = {"proc_id": str(uuid4())} | lasting(run)
+            host.report(run.run_id, Placed(state | {"conn_id": conn_id}))
             return
         if self.settings.start_timeout == 0:
             text = f"no connected agent in group: {self.group_id}"

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from apsislib.clock import Clock, SimClock
-from apsislib.runs import Finished, Placed, Report, Run, Running, Unplaced, Update
+from apsislib.runs import Finished, Launched, Placed, Report, Run, Running, Unplaced, Update
 from apsislib.states import State
 
 TIMEOUT = 10.0  # seconds; only a failure takes so long
@@ -82,6 +82,8 @@ class FakeHost:
 def _after(run: Run, report: Report) -> Run:
     """Roughly what the kernel makes of a report."""
     match report:
+        case Launched(state, meta):
+            return replace(run, run_state=state, meta={"program": meta})
         case Placed(state):
             return replace(run, run_state=state)
         case Unplaced():

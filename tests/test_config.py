@@ -104,7 +104,7 @@ procstar:
     sudo: {{argv: [/bin/sudo, -E]}}
     resource_defaults: {{mem_max_gb: 1.5}}
     ecs: {{{ECS.strip().replace(chr(10), ", ")}, max_mem_gb: 64, max_vcpu: 8, retain_ebs: true, sweep: off,
-           start_timeout: 5 min, launch_type: FARGATE, capacity_provider: x,
+           start_timeout: 5 min, launch_type: FARGATE,
            network_configuration: {{awsvpcConfiguration: {{subnets: [a]}}}}}}
 """)
     assert config.job_dir == Path("/srv/jobs") and config.calendars == tmp_path / "cal"
@@ -138,6 +138,44 @@ procstar:
     )
     assert (agent.ecs.start_timeout, agent.ecs.sweep, agent.ecs.launch_type) == (300, None, "FARGATE")
     assert agent.ecs.network_configuration == {"awsvpcConfiguration": {"subnets": ["a"]}}
+
+
+ENABLED = "procstar: {agent: {enable: true, server: {plain: true}, ecs: {%s}}}"
+
+
+def test_the_place_of_tasks_is_given_as_aws_takes_it(read, wrong):
+    ecs = ECS.strip().replace("\n", ", ")
+
+    def strategy(text):
+        config = read(ENABLED % f"{ecs}, capacity_provider_strategy: {text}")
+        return config.procstar.agent.ecs.capacity_provider_strategy
+
+    assert strategy("FARGATE_SPOT") == ({"capacityProvider": "FARGATE_SPOT"},)
+    assert strategy("[{capacityProvider: a, weight: 2}]") == ({"capacityProvider": "a", "weight": 2},)
+    for bad in ("[]", "[a]", "[{name: a}]", "[{capacityProvider: a, wait: 1}]"):
+        assert (
+            "capacityProvider, weight, base"
+            in wrong(ENABLED % f"{ecs}, capacity_provider_strategy: {bad}")[0][1]
+        )
+    both = wrong(ENABLED % f"{ecs}, launch_type: EC2, capacity_provider_strategy: a")
+    assert "together with launch_type" in both[0][1]
+
+
+def test_what_ecs_programs_ask_for_by_default_must_be_allowed(wrong):
+    ecs = ECS.strip().replace("\n", ", ")
+    (error,) = wrong(ENABLED % f"{ecs}, max_vcpu: 0.25")
+    assert error[1] == "procstar.agent.ecs.default_vcpu: 0.5 is more than max_vcpu, 0.25"
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("true", 300), ("off", None), ("false", None), ("1 min", 60)])
+def test_orphaned_tasks_are_looked_for_every_few_minutes(read, text, seconds):
+    ecs = ECS.strip().replace("\n", ", ")
+    assert read(ENABLED % f"{ecs}, sweep: {text}").procstar.agent.ecs.sweep == seconds
+
+
+def test_ecs_programs_without_an_agent_server_are_warned_about(read):
+    config = read(f"procstar: {{agent: {{ecs: {{{ECS.strip().replace(chr(10), ', ')}}}}}}}")
+    assert "procstar.agent.enable" in config.warnings[0]
 
 
 def test_the_short_form_of_database_is_its_path(read, tmp_path):
@@ -396,5 +434,5 @@ def test_every_key_says_what_it_means():
     # Names that say it all, and the second of two that one comment explains.
     assert {u.split(":")[0] for u in undocumented} <= {
         "port", "host", "cluster_name", "region", "aws_account_id", "log_stream_prefix", "default_vcpu",
-        "max_vcpu",         "capacity_provider", "network_configuration", "username", "password",
+        "max_vcpu", "network_configuration", "username", "password",
     }  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apsislib import yamlio
-from apsislib.config.keys import Config, Tls
+from apsislib.config.keys import Config, Ecs, Tls
 from apsislib.config.values import parse_signal
 from apsislib.errors import FieldError, JobError, JobErrors
 from apsislib.yamlio import Map
@@ -227,11 +227,27 @@ class _Reader:
         if agent.enable and not agent.server.plain:
             tls = self.tls(agent.server.tls, ("procstar", "agent", "server", "tls"))
             agent = replace(agent, server=replace(agent.server, tls=tls))
+        if agent.ecs is not None:
+            self.check_ecs(agent.ecs, agent.enable, ("procstar", "agent", "ecs"))
         if config.http.host not in ("127.0.0.1", "::1", "localhost"):
             self.warnings.append(
                 f"http.host is {config.http.host}: whoever reaches it may run commands as the agents' user"
             )
         return replace(config, procstar=replace(config.procstar, agent=agent))
+
+    def check_ecs(self, ecs: Ecs, enabled: bool, keys: Keys) -> None:
+        if ecs.launch_type and ecs.capacity_provider_strategy:
+            here = (*keys, "capacity_provider_strategy")
+            text = "can't be given together with launch_type: AWS takes one of them"
+            self.error(here, f"{_dotted(here)} {text}")
+        for name, unit in (("mem_gb", " GB"), ("vcpu", "")):
+            default, most = getattr(ecs, f"default_{name}"), getattr(ecs, f"max_{name}")
+            if default is not None and most is not None and default > most:
+                text = f"default_{name}: {default:g}{unit} is more than max_{name}, {most:g}{unit}"
+                self.error((*keys, f"default_{name}"), f"{_dotted(keys)}.{text}")
+        if not enabled:
+            text = "has no effect without procstar.agent.enable: agents in ECS tasks could not connect"
+            self.warn(keys, text)
 
     def tls(self, tls: Tls, keys: Keys) -> Tls:
         cert, key = tls.cert_path, tls.key_path

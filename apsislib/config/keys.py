@@ -172,8 +172,8 @@ class Ecs:
     region: str = _key(values.text)
     aws_account_id: str = _key(values.account)
     ebs_volume_role: str = _key(values.text)  # the role's name, with which ECS makes volumes
-    log_group: str = _key(values.text)  # where the container's own log goes; only shown
-    log_stream_prefix: str = _key(values.text)
+    log_group: str = _key(values.text)  # where the container's own log goes, in CloudWatch
+    log_stream_prefix: str = _key(values.text)  # what precedes `/TASK_ID` in the name of its stream
     default_mem_gb: float = _key(values.positive)  # 10^9 bytes
     default_vcpu: float = _key(values.positive)
     default_disk_gb: float = _key(values.positive)  # 10^9 bytes
@@ -182,15 +182,16 @@ class Ecs:
     max_vcpu: float | None = _key(values.positive, None)
     # Keep each task's volume when it ends.
     retain_ebs: bool = _key(values.boolean, False)
-    # Seconds from the launch of a task until its agent must have connected. None, written `off`: for
-    # ever. As long as the agent in the recommended image waits for work.
-    start_timeout: float | None = _key(values.duration_or_zero, 900.0)
-    # Seconds between searches for tasks of this installation that no run knows, which are stopped. None,
-    # written `off`: never. Tasks cost money; ten minutes of one are little.
-    sweep: float | None = _key(values.duration_or_off, 600.0)
+    # Seconds from the start of a run until the agent of its task must have connected. None, written
+    # `off`: for ever. As long as the agent in the recommended image waits for work.
+    start_timeout: float | None = _key(values.duration_or_off, 900.0)
+    # Seconds between searches for tasks of this installation that no run knows, which are stopped;
+    # `true` means 300. None, written `off` or `false`: never. Tasks cost money; five minutes are little.
+    sweep: float | None = _key(values.sweep, 300.0)
     # Passed to RunTask as they are. None: the cluster's default capacity provider, no awsvpc network.
     launch_type: str | None = _key(values.one_of("EC2", "FARGATE", "EXTERNAL"), None)
-    capacity_provider: str | None = _key(values.text, None)
+    # A list of {capacityProvider, weight, base}, or just the name of one. Not with a launch type.
+    capacity_provider_strategy: tuple[Mapping[str, Any], ...] | None = _key(values.capacity_providers, None)
     network_configuration: Mapping[str, Any] | None = _key(values.mapping, None)
 
 

@@ -71,6 +71,10 @@ def watch(value: Any) -> float | None:
     return 5.0 if value is True or value == "on" else duration_or_off(value)
 
 
+def sweep(value: Any) -> float | None:
+    return 300.0 if value is True or value == "on" else duration_or_off(value)
+
+
 def since(value: Any) -> float | Literal["now"]:
     if isinstance(value, date) and not hasattr(value, "hour"):
         raise ValueError(f"must be a time, not a date: write {value}T00:00:00Z")
@@ -155,6 +159,16 @@ def mapping(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"must be a mapping: {value!r}")
     return dict(value)
+
+
+def capacity_providers(value: Any) -> tuple[Mapping[str, Any], ...]:
+    if isinstance(value, str) and value:
+        return ({"capacityProvider": value},)
+    known = {"capacityProvider", "weight", "base"}
+    for item in value if isinstance(value, list) and value else [None]:
+        if not isinstance(item, dict) or not item.get("capacityProvider") or not item.keys() <= known:
+            raise ValueError(f"must be a name, or a list of {{capacityProvider, weight, base}}: {value!r}")
+    return tuple(dict(item) for item in value)
 
 
 def types(value: Any) -> Mapping[str, str]:
