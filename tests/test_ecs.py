@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from apsislib.config.keys import Ecs as EcsConfig
 from apsislib.errors import FieldError
 from apsislib.runs import Finished, Run
 from apsislib.states import State
+from apsislib.yamlio import load as yaml_load
 from programs import Table
 from programs.ecs import request, sizes
 from programs.ecs.aws import Aws, AwsError, refused
@@ -215,6 +218,62 @@ def test_jobs_come_from_another_process_without_what_runs_in_it() -> None:
 def test_no_part_of_boto3_is_loaded_before_a_call_is_made() -> None:
     code = "import sys, apsis, programs.ecs.spec; assert not {'boto3', 'botocore'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, timeout=60)
+
+
+# -- what the documents say --------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+FENCE = re.compile(r"^```yaml (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def examples(kind: str) -> list[str]:
+    return [text for what, text in FENCE.findall((ROOT / "docs" / "ecs.md").read_text()) if what == kind]
+
+
+def document(name: str) -> Any:
+    return json.loads((ROOT / "docs" / "ecs" / name).read_text())
+
+
+def actions(policy: Any) -> set[str]:
+    found = [s["Action"] for s in policy["Statement"]]
+    return {action for actions in found for action in ([actions] if isinstance(actions, str) else actions)}
+
+
+def test_the_examples_of_jobs_and_of_the_servers_file_are_right(tmp_path: Path) -> None:
+    (text,) = examples("config")
+    (tmp_path / "apsis.yaml").write_text(text.replace("tls: {cert_path: server.pem}", "plain: true"))
+    config = load(tmp_path / "apsis.yaml", environ={})
+    assert len(examples("program")) == 2 and not config.warnings
+    for example in examples("program"):
+        assert Table(config).parse(yaml_load(example, "ecs.md")).tasks.config.max_vcpu == 16
+
+
+def test_the_documented_task_definition_fits_the_image_and_what_we_ask_for() -> None:
+    definition = document("task-definition.json")
+    validate_parameters(definition, MODEL.operation_model("RegisterTaskDefinition").input_shape)
+    (container,) = definition["containerDefinitions"]
+    assert container["name"] == "agent" and container["command"] == ["--wait", "--wait-timeout", "900"]
+    assert definition["volumes"] == [{"name": request.VOLUME, "configuredAtLaunch": True}]
+    image = (ROOT / "packaging" / "ecs" / "Dockerfile").read_text()
+    assert f"CMD {json.dumps(container['command'])}\n" in image
+    for line in re.findall(r"^COPY (.*)$", image, re.MULTILINE):
+        assert all((ROOT / source).exists() for source in line.split()[:-1])
+
+
+def test_the_documented_rights_are_those_that_are_needed() -> None:
+    source = (ROOT / "programs" / "ecs" / "aws.py").read_text()
+    calls = {f"{service}:{call}" for service, call in re.findall(r'_call\("(\w+)", "(\w+)"', source)}
+    needed = calls | {"ecs:TagResource", "iam:PassRole"}
+    assert actions(document("server-policy.json")) == needed
+    page = (ROOT / "docs" / "ecs.md").read_text()
+    assert all(f"`{right}`" in page for right in needed)
+    assert "secretsmanager:GetSecretValue" in actions(document("execution-policy.json"))
+
+
+def test_the_entry_point_names_what_is_missing() -> None:
+    entry_point = ROOT / "packaging" / "ecs" / "entrypoint.sh"
+    done = subprocess.run(["/bin/sh", str(entry_point)], env={}, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and "PROCSTAR_AGENT_HOST: set it in the task definition" in done.stderr
 
 
 # -- sizes -------------------------------------------------------------------------------------------
