@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -27,7 +28,7 @@ from apsislib.yamlio import load as yaml_load
 from programs import Table
 from programs.ecs import request, sizes
 from programs.ecs.aws import Aws, AwsError, refused
-from programs.ecs.calls import BURST, RATE, Call, Calls
+from programs.ecs.calls import BURST, HANDS, RATE, Call, Calls
 from programs.ecs.told import outcome
 
 CONFIG = EcsConfig(
@@ -526,6 +527,23 @@ def test_calls_that_are_refused_together_do_not_come_back_together(hands: Hands)
     assert len(set(again)) == 9 and max(again) - min(again) > 0.1
 
 
+def test_calls_that_wait_keep_no_hand() -> None:
+    waiting: list[Callable[[], None]] = []
+    calls = Calls(SimClock(), waiting.append, lambda: 3600.0)
+    for number in range(100):
+        calls.put(Call(f"call {number}", lambda: None, lambda answer: None, lambda error: None))
+    taken, _ = calls._take(0.0)
+    assert len(taken) == HANDS and calls._take(0.0)[0] == []
+    calls._attempt(taken[0])
+    assert len(calls._take(0.0)[0]) == 1
+
+
+def test_an_error_may_be_worth_few_attempts(hands: Hands) -> None:
+    hands.put("RunTask", [AwsError("RunTask", "who?", later=True, attempts=3)] * 9, attempts=math.inf)
+    hands.pass_time(300)
+    assert len(hands.made) == 3 and hands.failed == ["RunTask: who?"]
+
+
 def test_what_would_fail_again_is_not_tried_again(hands: Hands) -> None:
     hands.put("RunTask", [AwsError("RunTask", "no such cluster")])
     hands.pass_time(60)
@@ -556,7 +574,7 @@ def test_without_credentials_the_error_says_how_to_give_some(monkeypatch: pytest
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(AwsError) as caught:
         Aws("eu-west-1", "main").started_by("me")
-    assert not caught.value.later
+    assert caught.value.attempts == 3  # seconds, not minutes
     assert str(caught.value).startswith(
         "ListTasks: Unable to locate credentials; give the server's host a role"
     )
@@ -599,6 +617,25 @@ def test_a_stopped_task_ends_its_run_with_its_own_reason(
     found, text = outcome(STOPPED, Run("r7", "job", {}, state, run_state=run_state), "arn:x/main/t1", killed)
     assert found is ends and told in text
     assert text.endswith("container agent: OutOfMemoryError: container killed, exit code 137")
+
+
+def test_a_task_that_aws_does_not_know_yet_is_awaited_and_at_last_given_up() -> None:
+    host = FakeHost(FakeAgents())
+    state = {"conn_id": "A", "task_arn": "arn:x/main/t1"}
+    run = host.add(Run("r7", "job", {}, State.RUNNING, run_state=state))
+    tasks = table().parse({"type": "procstar-ecs", "command": "x"}).tasks
+    tasks._host = host
+    tasks.adopt(run, None, host)
+    task = tasks._tasks["r7"]
+    for described in (None, {"taskArn": task.arn, "lastStatus": "RUNNING"}, None):
+        tasks._seen(task, described)
+        host.clock.advance(59)
+    assert host.of(Finished) == []
+    host.clock.advance(1)
+    host.agents = None  # its agent is not connected either
+    tasks._seen(task, None)
+    told = "ECS task t1 stopped while the program ran: ECS knows it no more"
+    assert host.wait(Finished) == Finished(State.ERROR, told)
 
 
 def test_the_servers_file_is_enough_for_a_table(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from apsislib.errors import RunError
 from apsislib.runs import (
     Back,
     Finished,
+    Launched,
     Limits,
     Lost,
     Occurrence,
@@ -217,6 +218,22 @@ def test_a_placed_run_is_never_launched_again(sim: Sim) -> None:
     sim.crash()
     assert sim.state(run_id) is State.STARTING
     assert len(sim.launched) == launched
+
+
+def test_what_a_launch_has_made_is_kept_through_a_crash(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(start_timeout=100)))
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    launched = Launched({"task_arn": "a"}, {"aws_ecs": {}})
+    sim.kernel.report(run_id, launched, sim.clock.wall(), sim.clock.boot())
+    sim.settle()
+    sim.crash()
+    run = sim.kernel.runs[run_id]
+    assert run.state is State.STARTING and run.meta["program"] == {"aws_ecs": {}}
+    assert run.run_state["task_arn"] == "a" and "START" in run.run_state["timers"]
+    sim.run_for(100)
+    assert sim.state(run_id) is State.ERROR
 
 
 def test_an_unplaced_run_is_launched_again(sim: Sim) -> None:

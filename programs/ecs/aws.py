@@ -6,6 +6,7 @@ call may succeed later.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -54,14 +55,22 @@ ROOM = "add capacity to the cluster, or ask for less mem_gb and vcpu"
 
 
 class AwsError(Exception):
-    """A call that failed. `later`: the same call may succeed later."""
+    """A call that failed. `later`: the same call may succeed later; it is worth that many attempts."""
 
     def __init__(
-        self, call: str, text: str, *, code: str = "", later: bool = False, resources: tuple[str, ...] = ()
+        self,
+        call: str,
+        text: str,
+        *,
+        code: str = "",
+        later: bool = False,
+        attempts: float = math.inf,
+        resources: tuple[str, ...] = (),
     ) -> None:
         super().__init__(f"{call}: {one_line(text)}")
         self.code = code
         self.later = later
+        self.attempts = attempts
         self.resources = resources  # ARNs that a ConflictException names
 
 
@@ -122,6 +131,8 @@ class Aws:
         except exceptions.ClientError as error:
             raise _answered(call, error.response) from error
         except exceptions.BotoCoreError as error:
+            with self._lock:
+                self._clients.pop(service, None)  # one that was made without credentials never gets any
             raise _unanswered(call, error) from error
 
     def _client(self, service: str) -> Any:
@@ -184,7 +195,8 @@ def _unanswered(call: str, error: Exception) -> AwsError:
     if isinstance(error, exceptions.HTTPClientError | exceptions.ConnectionError):
         return AwsError(call, str(error), later=True)
     if "redential" in type(error).__name__ or isinstance(error, exceptions.TokenRetrievalError):
-        return AwsError(call, f"{error}; {NO_CREDENTIALS}")
+        # The host's own service, which knows its role, fails to answer now and then.
+        return AwsError(call, f"{error}; {NO_CREDENTIALS}", later=True, attempts=3)
     if isinstance(error, exceptions.ParamValidationError):
         return AwsError(call, f"{error}; check procstar.agent.ecs in the server's file")
     return AwsError(call, str(error))

@@ -100,14 +100,14 @@ class Calls:
         while True:
             with self._lock:
                 self._stale = False
+            calls: list[Call] = []
             try:
-                nap = self._tick()
+                calls, nap = self._take(self._tick())
+                for call in calls:
+                    self._spawn(lambda call=call: self._attempt(call))  # type: ignore[misc]
             except Exception:
                 log.error("ECS tasks could not be looked after:\n%s", traceback.format_exc())
                 nap = FIRST
-            calls, nap = self._take(nap)
-            for call in calls:
-                self._spawn(lambda call=call: self._attempt(call))  # type: ignore[misc]
             with self._lock:
                 if self._stopping:
                     return
@@ -153,7 +153,7 @@ class Calls:
                 self._change_locked()
 
     def _after(self, call: Call, error: AwsError) -> None:
-        if not error.later or call.tried >= call.attempts:
+        if not error.later or call.tried >= min(call.attempts, error.attempts):
             call.failed(error)
             return
         # Full jitter: calls that were refused together are not to come back together.

@@ -22,7 +22,7 @@ class Task:
     trouble: str = ""  # why it has failed so far
     deadline: float = math.inf  # boot; its agent is to have connected
     status: str = ""  # as ECS has told last
-    missing: int = 0
+    missing: float = math.inf  # boot; since when ECS does not know it
     looks: int = 0  # at its end, while its agent is still connected
     kill_at: float = math.inf  # boot; then it is stopped, unless its run has ended
     stopping: bool = False  # StopTask is being, or was, called

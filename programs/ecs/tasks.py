@@ -35,7 +35,9 @@ COLD = 10.0  # and at all others
 IDLE = 3600.0
 LEAVE = 120.0  # seconds for a task to end by itself once its run has ended
 AGAIN = 60.0  # seconds after which a stop that failed is tried again
-MISSING = 3  # answers in a row without a task, before it counts as gone: AWS is consistent in the end
+# Seconds without a word of a task before it counts as gone: for a while after RunTask not all of AWS
+# knows it, and an hour after its end none.
+GONE = 60.0
 LAST_WORDS = 3  # looks at a stopped task whose agent is still connected: its results may be on their way
 TOKEN = 12 * 3600.0  # seconds for which a clientToken is trusted; AWS keeps it for twice as long
 
@@ -149,12 +151,9 @@ class Tasks:
 
     def _look_after(self, task: Task, now: float) -> None:
         if task.released:
-            if task.arn is None:
-                if not task.asked:
-                    self._drop(task)
-            elif task.status in ENDED:
+            if task.status in ENDED or task.arn is None and not task.asked:
                 self._drop(task)
-            elif now >= task.leave_by and not task.stopping:
+            elif task.arn is not None and now >= task.leave_by and not task.stopping:
                 self._stop(task, "its run has ended")
             return
         run = self._run(task)
@@ -285,8 +284,7 @@ class Tasks:
         self._next_look = now + HOT
         if self._looking:
             return
-        full = now >= self._next_full
-        if full:
+        if full := now >= self._next_full:
             self._next_full = now + COLD
         looked = {t.arn: t for t in tasks if t.arn is not None and (full or self._is_hot(t))}
         arns = [arn for arn in looked if arn is not None]
@@ -329,11 +327,12 @@ class Tasks:
             task.status = str((described or {}).get("lastStatus") or task.status)
             return
         if described is None:
-            task.missing += 1
-            if task.missing < MISSING:
+            now = self._host.clock.boot()
+            task.missing = min(task.missing, now)
+            if now < task.missing + GONE:
                 return
             described = {"lastStatus": "STOPPED", "stoppedReason": "ECS knows it no more"}
-        task.missing = 0
+        task.missing = math.inf
         status = str(described.get("lastStatus") or "")
         run = self._run(task)
         if not is_over(described):
