@@ -157,7 +157,7 @@ class Aws:
         return [t for t in found if wanted <= {tag["key"]: tag["value"] for tag in t["tags"]}.items()]
 
     def is_stopped(self, arn: str) -> bool:
-        (task,) = self.admin.describe_tasks(cluster=CLUSTER, tasks=[arn])["tasks"]
+        (task,) = self.admin.describe_tasks(cluster=CLUSTER, tasks=[arn], include=["TAGS"])["tasks"]
         return bool(task["lastStatus"] == "STOPPED")
 
     def end(self, arn: str, reason: str, exit_code: int | None = None, why: str | None = None) -> None:
@@ -219,8 +219,13 @@ class Aws:
         return answer
 
     def _forward(self, call: str, params: Params, headers: dict[str, str]) -> Answer:
-        answer = requests.post(self.moto, data=json.dumps(params), headers=headers, timeout=30)
+        # One who does not ask moto for tags takes them from whoever asks at the same time.
+        asked = {**params, "include": ["TAGS"]} if call == "DescribeTasks" else params
+        answer = requests.post(self.moto, data=json.dumps(asked), headers=headers, timeout=30)
         body = answer.json() if answer.content else {}
+        if call == "DescribeTasks" and "include" not in params:
+            for task in body.get("tasks", ()):
+                del task["tags"]
         for task in body.get("tasks", ()):
             task |= self._shown.get(task["taskArn"], {})
         return answer.status_code, body

@@ -538,6 +538,15 @@ def test_calls_that_wait_keep_no_hand() -> None:
     assert len(calls._take(0.0)[0]) == 1
 
 
+def test_a_stop_does_not_wait_for_a_hundred_launches(hands: Hands) -> None:
+    for _ in range(100):
+        hands.put("RunTask", launch=True)
+    hands.pass_time(2)
+    hands.put("StopTask")
+    hands.pass_time(0.2)
+    assert hands.made[-1][1] == "StopTask" or hands.made[-2][1] == "StopTask"
+
+
 def test_an_error_may_be_worth_few_attempts(hands: Hands) -> None:
     hands.put("RunTask", [AwsError("RunTask", "who?", later=True, attempts=3)] * 9, attempts=math.inf)
     hands.pass_time(300)

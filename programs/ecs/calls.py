@@ -34,7 +34,7 @@ class Call:
     """`do` is called by a hand, then `done` with its answer, or `failed` with an AwsError.
 
     `wanted` is asked before each attempt; a call that nobody wants any more is dropped. `retrying` is
-    told of each failure that is to be tried again.
+    told of each failure that is to be tried again. `launch`: it comes after those that are none.
     """
 
     name: str
@@ -44,7 +44,11 @@ class Call:
     wanted: Callable[[], bool] = lambda: True
     retrying: Callable[[AwsError, int], None] = lambda error, attempt: None
     attempts: float = ATTEMPTS
+    launch: bool = False
     tried: int = 0
+
+
+_Entry = tuple[float, int, Call]
 
 
 class Calls:
@@ -55,7 +59,9 @@ class Calls:
         self._tick = tick
         self._lock = threading.Lock()  # protects what follows
         self._changed = threading.Condition(self._lock)
-        self._waiting: list[tuple[float, int, Call]] = []  # a heap, by when it may be made
+        # Heaps, by when a call may be made: those that look and stop, and those that launch, which come
+        # second. A hundred launches would else hold up for ten seconds the stop of what costs money.
+        self._waiting: tuple[list[_Entry], list[_Entry]] = ([], [])
         self._seq = 0
         self._busy = 0  # hands that are at it
         self._tokens, self._filled = BURST, 0.0  # calls that may be made at `_filled`, an instant
@@ -83,7 +89,7 @@ class Calls:
 
     def _put_locked(self, call: Call, delay: float) -> None:
         self._seq += 1
-        heapq.heappush(self._waiting, (self._clock.monotonic() + delay, self._seq, call))
+        heapq.heappush(self._waiting[call.launch], (self._clock.monotonic() + delay, self._seq, call))
         self._change_locked()
 
     def _change_locked(self) -> None:
@@ -121,15 +127,16 @@ class Calls:
             now = self._clock.monotonic()
             self._tokens = min(BURST, self._tokens + (now - self._filled) * RATE)
             self._filled = now
-            while self._waiting and not self._stopping and self._busy < HANDS:
-                wait = max(self._waiting[0][0], self._paused) - now
+            while any(self._waiting) and not self._stopping and self._busy < HANDS:
+                wait = max(min(heap[0][0] for heap in self._waiting if heap), self._paused) - now
                 wait = max(wait, (1 - self._tokens) / RATE)
                 if wait > 0:
                     nap = min(nap, wait)
                     break
                 self._tokens -= 1
                 self._busy += 1
-                taken.append(heapq.heappop(self._waiting)[2])
+                ready = next(heap for heap in self._waiting if heap and heap[0][0] <= now)
+                taken.append(heapq.heappop(ready)[2])
         return taken, nap
 
     def _attempt(self, call: Call) -> None:

@@ -233,6 +233,7 @@ class Tasks:
             failed=failed,
             wanted=wanted,
             retrying=retrying,
+            launch=True,
             attempts=math.inf,  # for as long as the run may take to start
         )
 
