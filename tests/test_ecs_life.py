@@ -94,9 +94,16 @@ def server(tmp_path_factory: pytest.TempPathFactory, aws: Aws) -> Iterator[Serve
 
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory, aws: Aws) -> Iterator[Server]:
-    """Another server on the same cluster, which waits for nothing."""
-    other = make_server(tmp_path_factory.mktemp("hasty"), aws, reconnect="2 s", start="4 s", sweep="2 s")
+    """Another server on the same cluster, which soon gives up agents, and sweeps all the time."""
+    other = make_server(tmp_path_factory.mktemp("hasty"), aws, reconnect="3 s", sweep="2 s")
     with other.running() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, aws: Aws) -> Iterator[Server]:
+    """One that does not wait long for agents to come."""
+    with make_server(tmp_path_factory.mktemp("impatient"), aws, start="5 s").running() as server:
         yield server
 
 
@@ -317,22 +324,24 @@ def test_a_run_that_is_stopped_while_its_task_starts_leaves_no_task(server: Serv
     ],
 )
 def test_a_task_whose_agent_does_not_come_is_stopped(
-    hasty: Server, aws: Aws, definition: str, told: str
+    impatient: Server, aws: Aws, definition: str, told: str
 ) -> None:
-    run_id = start(hasty, "true", task_definition=definition)
-    assert hasty.until(run_id, *ENDS)["state"] == "error"
-    message = last(hasty, run_id)
-    assert message.startswith(f"error: start timeout: no agent of group aws-ecs-{run_id} after 4 s: ECS task")
+    run_id = start(impatient, "true", task_definition=definition)
+    assert impatient.until(run_id, *ENDS)["state"] == "error"
+    message = last(impatient, run_id)
+    assert message.startswith(f"error: start timeout: no agent of group aws-ecs-{run_id} after 5 s: ECS task")
     assert told in message
-    aws.until(lambda: aws.is_stopped(task(hasty, aws, run_id)))
+    aws.until(lambda: aws.is_stopped(task(impatient, aws, run_id)))
 
 
-def test_a_run_that_aws_takes_too_long_to_accept_says_why(hasty: Server, aws: Aws) -> None:
+def test_a_run_that_aws_takes_too_long_to_accept_says_why(impatient: Server, aws: Aws) -> None:
     aws.fail("RunTask", refusal("ThrottlingException", "Rate exceeded"), times=99)
-    run_id = start(hasty, "true")
-    assert hasty.until(run_id, *ENDS)["state"] == "error"
-    assert "no ECS task could be launched: RunTask: ThrottlingException: Rate exceeded" in last(hasty, run_id)
-    assert tasks(hasty, aws, run_id) == []
+    run_id = start(impatient, "true")
+    assert impatient.until(run_id, *ENDS)["state"] == "error"
+    assert "no ECS task could be launched: RunTask: ThrottlingException: Rate exceeded" in last(
+        impatient, run_id
+    )
+    assert tasks(impatient, aws, run_id) == []
 
 
 def test_the_task_of_an_agent_that_is_lost_for_too_long_is_stopped(hasty: Server, aws: Aws) -> None:
@@ -350,10 +359,11 @@ def test_the_task_of_an_agent_that_is_lost_for_too_long_is_stopped(hasty: Server
 
 
 def test_a_killed_server_that_lost_the_answer_of_run_task_finds_its_task(server: Server, aws: Aws) -> None:
-    aws.fail("RunTask", "lost")
+    aws.fail("RunTask", "lost", times=99)
     run_id = start(server, "echo once")
     aws.until(lambda: tasks(server, aws, run_id))
     server.kill()
+    aws.rules.clear()
     assert "task_arn" not in state_on_disk(server, run_id)
     server.start()
     assert server.until(run_id, *ENDS)["state"] == "success"
@@ -363,10 +373,11 @@ def test_a_killed_server_that_lost_the_answer_of_run_task_finds_its_task(server:
 def test_a_change_of_the_servers_file_after_a_lost_answer_makes_no_second_task(
     server: Server, aws: Aws
 ) -> None:
-    aws.fail("RunTask", "lost")
+    aws.fail("RunTask", "lost", times=99)
     run_id = start(server, "echo once")
     aws.until(lambda: tasks(server, aws, run_id))
     server.kill()
+    aws.rules.clear()
     server.start("-o", "procstar.agent.ecs.default_mem_gb=3")
     assert server.until(run_id, *ENDS)["state"] == "success"
     assert len(tasks(server, aws, run_id)) == 1
@@ -382,7 +393,7 @@ def state_on_disk(server: Server, run_id: str) -> dict[str, Any]:
 def test_runs_in_every_state_are_taken_up_after_a_restart(server: Server, aws: Aws) -> None:
     starting = start(server, "true", task_definition=SILENT)
     running = start(server, TRAP)
-    stopping = start(server, READY + "trap 'sleep 3; exit 0' TERM; while true; do sleep 0.1; done")
+    stopping = start(server, READY + "trap 'sleep 5; exit 0' TERM; while true; do sleep 0.1; done")
     until_ready(server, running)
     until_ready(server, stopping)
     server.post(f"/runs/{stopping}/stop")
@@ -448,6 +459,8 @@ def test_of_two_servers_on_a_cluster_each_stops_what_itself_has_left_behind(
         aws.is_stopped(arn) or aws.end(arn, f"end of the test {number}")
 
 
-def test_all_that_was_made_is_gone_at_the_end(server: Server, hasty: Server, aws: Aws) -> None:
+def test_all_that_was_made_is_gone_at_the_end(
+    server: Server, hasty: Server, impatient: Server, aws: Aws
+) -> None:
     aws.until(lambda: aws.tasks(desired="RUNNING") == [])
     assert REGION in str(aws.tasks()[0]["taskArn"])
