@@ -628,13 +628,83 @@ def test_a_stopped_task_ends_its_run_with_its_own_reason(
     assert text.endswith("container agent: OutOfMemoryError: container killed, exit code 137")
 
 
-def test_a_task_that_aws_does_not_know_yet_is_awaited_and_at_last_given_up() -> None:
-    host = FakeHost(FakeAgents())
-    state = {"conn_id": "A", "task_arn": "arn:x/main/t1"}
-    run = host.add(Run("r7", "job", {}, State.RUNNING, run_state=state))
-    tasks = table().parse({"type": "procstar-ecs", "command": "x"}).tasks
-    tasks._host = host
-    tasks.adopt(run, None, host)
+class Story:
+    """Tasks of a server whose calls are not made, only noted."""
+
+    def __init__(self) -> None:
+        self.host = FakeHost(FakeAgents())
+        self.program = table(sweep=None).parse({"type": "procstar-ecs", "command": "x"})
+        self.tasks = self.program.tasks
+        self.tasks._host, self.tasks._calls = self.host, self
+        self.calls: list[str] = []
+
+    def put(self, call: Call, delay: float = 0.0) -> None:
+        self.calls.append(call.name)
+
+    def wake(self) -> None: ...
+
+    def run(self, state: State, **run_state: Any) -> Run:
+        now = self.host.clock.wall()
+        return self.host.add(Run("r7", "job", {}, state, times={"starting": now}, run_state=run_state))
+
+    def pass_time(self, seconds: float) -> list[str]:
+        """The calls that are then to be made, other than looks."""
+        self.host.clock.advance(seconds)
+        self.calls.clear()
+        self.tasks._tick()
+        return [name for name in self.calls if name != "DescribeTasks"]
+
+
+@pytest.fixture
+def story() -> Story:
+    return Story()
+
+
+def test_a_task_that_stays_after_its_run_has_ended_is_stopped(story: Story) -> None:
+    run = story.run(State.RUNNING, conn_id="A", task_arn="arn:x/main/t1")
+    story.tasks.adopt(run, story.program, story.host)
+    story.tasks.release(replace(run, state=State.SUCCESS), story.host)
+    assert story.pass_time(119) == []
+    assert story.pass_time(1) == ["StopTask"]
+
+
+def test_a_task_that_is_leaving_is_left_alone(story: Story) -> None:
+    run = story.run(State.RUNNING, conn_id="A", task_arn="arn:x/main/t1")
+    story.tasks.adopt(run, story.program, story.host)
+    story.tasks.release(replace(run, state=State.SUCCESS), story.host)
+    leaving = {"taskArn": "arn:x/main/t1", "lastStatus": "RUNNING", "desiredStatus": "STOPPED"}
+    story.tasks._seen(story.tasks._tasks["r7"], leaving)
+    assert story.pass_time(1000) == [] and story.tasks._tasks == {}
+
+
+def test_the_task_of_a_run_that_ended_badly_is_stopped_at_once(story: Story) -> None:
+    run = story.run(State.STARTING, task_arn="arn:x/main/t1")
+    story.tasks.release(run, story.host)  # not known before, as after a restart
+    assert story.pass_time(0) == ["StopTask"]
+
+
+def test_an_agent_has_time_to_come_back_after_a_long_restart(story: Story) -> None:
+    run = story.run(State.STARTING, task_arn="arn:x/main/t1")
+    story.host.agents.here = False
+    story.host.clock.advance(3600)
+    story.tasks.launch(run, story.program.bind(lambda text: text), story.host)
+    assert story.pass_time(89) == []
+    assert story.pass_time(1) == ["GetLogEvents"]  # it is over
+
+
+def test_an_intent_older_than_its_token_is_looked_for_first(story: Story) -> None:
+    run = story.run(State.STARTING)
+    story.tasks.launch(run, story.program, story.host)
+    assert story.pass_time(0) == ["RunTask"]
+    story.tasks._tasks.clear()
+    story.host.clock.advance(13 * 3600)
+    story.tasks.launch(run, story.program, story.host)
+    assert story.pass_time(0) == ["ListTasks"]
+
+
+def test_a_task_that_aws_does_not_know_yet_is_awaited_and_at_last_given_up(story: Story) -> None:
+    host, tasks = story.host, story.tasks
+    tasks.adopt(story.run(State.RUNNING, conn_id="A", task_arn="arn:x/main/t1"), None, host)
     task = tasks._tasks["r7"]
     for described in (None, {"taskArn": task.arn, "lastStatus": "RUNNING"}, None):
         tasks._seen(task, described)

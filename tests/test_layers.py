@@ -165,6 +165,11 @@ def test_each_package_from_outside_has_one_door(module: str) -> None:
                 assert row(module) in doors, f"{module} imports {imported}; its door is {', '.join(doors)}"
 
 
+def test_the_door_to_aws_is_one_module() -> None:
+    importers = {m for m in ALL for i in imports(ALL[m], m) if i.split(".")[0] in ("boto3", "botocore")}
+    assert importers == {"programs.ecs.aws"}
+
+
 @pytest.mark.parametrize("module", [m for m in ALL if row(m) in PURE])
 def test_rules_and_kernel_name_nothing_of_the_machine(module: str) -> None:
     assert not IMPURE & {i.split(".")[0] for i in imports(ALL[module], module)}

@@ -38,6 +38,7 @@ AGAIN = 60.0  # seconds after which a stop that failed is tried again
 # Seconds without a word of a task before it counts as gone: for a while after RunTask not all of AWS
 # knows it, and an hour after its end none.
 GONE = 60.0
+KNOCK = 90.0  # seconds that an agent has after a restart, come what may: it knocks once a minute
 LAST_WORDS = 3  # looks at a stopped task whose agent is still connected: its results may be on their way
 TOKEN = 12 * 3600.0  # seconds for which a clientToken is trusted; AWS keeps it for twice as long
 
@@ -80,8 +81,7 @@ class Tasks:
 
     def launch(self, run: Run, program: Any, host: Host) -> None:
         """The run is starting: make its task, unless it has one; then wait for the agent in it."""
-        arn = (run.run_state or {}).get("task_arn")
-        limit = self.config.start_timeout
+        arn, limit = (run.run_state or {}).get("task_arn"), self.config.start_timeout
         with self._lock:
             task = self._tasks.get(run.run_id)
             passed = 0.0
@@ -89,7 +89,7 @@ class Tasks:
                 task = self._tasks[run.run_id] = Task(run.run_id, program, arn)
                 passed = max(0.0, host.clock.wall() - run.times.get("starting", math.inf))
             if limit is not None:
-                task.deadline = host.clock.boot() + limit - passed
+                task.deadline = host.clock.boot() + max(limit - passed, min(limit, KNOCK))
         if arn is not None:
             program.agent_program(run).launch(run, host)
         self._wake()
@@ -336,7 +336,7 @@ class Tasks:
         task.missing = math.inf
         status = str(described.get("lastStatus") or "")
         run = self._run(task)
-        if not is_over(described):
+        if not is_over(described, task.released):
             if status != task.status and is_waiting(run):
                 self._remark(task, f"ECS task is {status}")
             task.status = status

@@ -13,8 +13,9 @@ LINES = 50  # of a task's own log
 ENDED = ("DEPROVISIONING", "STOPPED", "DELETED")  # the container is no more
 
 
-def is_over(described: Json) -> bool:
-    return described.get("lastStatus") in ENDED
+def is_over(described: Json, ending: bool = False) -> bool:
+    """Whether a task has ended; with `ending`, also whether it is about to."""
+    return described.get("lastStatus") in ENDED or ending and described.get("desiredStatus") == "STOPPED"
 
 
 def why(described: Json) -> str:
