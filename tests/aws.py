@@ -32,7 +32,7 @@ REGION = "eu-west-1"
 CLUSTER = "main"
 NETWORK = {"awsvpcConfiguration": {"subnets": ["subnet-1"], "securityGroups": []}}
 SERVICES = {"AmazonEC2ContainerServiceV20141113": "ecs", "Logs_20140328": "logs"}
-TICK = 0.1  # seconds between the launcher's looks
+TICK = 0.3  # seconds between the launcher's looks, unless a call wakes it
 
 # Task definitions that are not simply an agent; see Aws.define.
 MISSING_IMAGE = "missing-image"
@@ -233,7 +233,9 @@ class Aws:
     # -- the launcher --------------------------------------------------------------------------------
 
     def _launch_for_ever(self) -> None:
-        while not self._stopping.wait(TICK):
+        while not self._stopping.is_set():
+            with self._changed:
+                self._changed.wait(TICK)
             for task in self.tasks():
                 arn = str(task["taskArn"])
                 if arn not in self._shown:
