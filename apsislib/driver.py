@@ -45,6 +45,7 @@ from apsislib.runs import (
     Run,
     Save,
     Send,
+    SetClock,
     Settle,
     Signal,
     Wake,
@@ -132,8 +133,8 @@ class Driver:
         self._host = parts.host(self)
         with store.read() as reader:
             now = clock.wall()
-            start = reader.clock()
-            start = now if start is None else start
+            stored = reader.clock()
+            start = now if stored is None else stored
             if since is not None:
                 start = max(start, now if isinstance(since, str) else since)
             if refuse_older is not None and start < now - refuse_older:
@@ -142,6 +143,8 @@ class Driver:
                     " what was missed since, serve with -o schedule.since=now"
                 )
             self._kernel = Scheduler(settings, start, reader.occurrences(start))
+            if start != stored:  # else a server that ends at once would forget when it began
+                self._kernel.outbox.append(SetClock(start))
             self._ad_hoc: dict[str, Job] = self._read_ad_hoc(reader.ad_hoc())
         # Protects the kernel. Nothing but leaf locks is taken under it, and no I/O is done.
         self._lock = threading.Lock()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -162,6 +163,31 @@ def test_occurrences_missed_while_down_run_at_start(sim: Sim) -> None:
     sim.clock.advance(600)
     sim.crash()
     assert len(sim.runs("tick")) == 11
+
+
+def test_what_is_older_than_max_age_is_recorded_as_missed_and_not_run() -> None:
+    sim = Sim(settings=Settings(max_age=150))
+    sim.add_job("tick", Every(60))
+    sim.run_for(0)
+    sim.clock.advance(600)
+    sim.crash()
+    runs = sim.runs("tick")
+    missed = runs[1:8]  # due 540 to 180 s ago
+    assert len(runs) == 11
+    assert [r.state for r in runs] == [State.SUCCESS] + 7 * [State.SKIPPED] + 3 * [State.SUCCESS]
+    said = [f"skipped: missed: due {540 - 60 * n} s ago, schedule.max_age is 150 s" for n in range(7)]
+    assert [sim.log[r.run_id][-1] for r in missed] == said
+    sim.crash()
+    assert len(sim.runs("tick")) == 11
+
+
+def test_max_age_is_about_schedules_and_not_about_runs_made_by_hand() -> None:
+    sim = Sim(settings=Settings(max_age=60))
+    sim.add_job("job")
+    run_id = sim.schedule("job", at=sim.clock.wall() + 10)
+    sim.clock.advance(600)
+    sim.crash()
+    assert sim.state(run_id) is State.SUCCESS
 
 
 def test_a_skipped_run_does_not_come_back_after_a_crash_or_a_reload(sim: Sim) -> None:
@@ -457,6 +483,25 @@ def test_a_limit_that_is_not_the_last_condition_is_looked_at_again_before_the_st
     for n in range(5):
         assert [i for i in ids if sim.state(i) is State.RUNNING] == [ids[n]]
         sim.finish(ids[n])
+
+
+@pytest.mark.parametrize("order", ["forwards", "backwards", "shuffled"])
+def test_a_run_with_200_dependencies_starts_when_the_last_of_them_is_there(sim: Sim, order: str) -> None:
+    needed = [f"up{n}" for n in range(200)]
+    for job_id in needed:
+        sim.add_job(job_id)
+    sim.add_job("down", conditions=tuple(Dependency(job_id) for job_id in needed))
+    run_id = sim.schedule("down")
+    sim.settle()
+    if order == "backwards":
+        needed.reverse()
+    elif order == "shuffled":
+        random.Random(200).shuffle(needed)
+    for job_id in needed:
+        assert sim.state(run_id) is State.WAITING
+        sim.schedule(job_id)
+        sim.settle()
+    assert sim.state(run_id) is State.SUCCESS
 
 
 @pytest.mark.parametrize("count", [2, 16, 128])

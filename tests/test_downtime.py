@@ -1,0 +1,75 @@
+"""A server that was down: what was due meanwhile is made up for, recorded as missed, or refused."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+from server import ENDS, Server
+
+HOUR = 3600
+JOBS = {"tick": "schedule: {type: interval, interval: 1h}\nprogram: {type: no-op}\n"}
+
+
+def set_clock_back(server: Server, hours: int) -> None:
+    """As if the server, which is down, had last been running that long ago."""
+    with closing(sqlite3.connect(server.directory / "apsis.db")) as db, db:
+        assert db.execute("UPDATE meta SET value = value - ? WHERE name = 'clock'", (hours * HOUR,)).rowcount
+
+
+def ends(server: Server) -> list[tuple[str, str]]:
+    """State and last log line of each run of the job that was made, by schedule time."""
+    runs = server.get("/runs", job_id="tick")["runs"].values()
+    made = sorted(
+        (run for run in runs if run["state"] != "scheduled"), key=lambda run: run["times"]["schedule"]
+    )
+    for run in made:
+        server.until(run["run_id"], *ENDS)
+    return [(server.run(r["run_id"])["state"], server.messages(r["run_id"])[-1]) for r in made]
+
+
+def test_all_that_was_due_meanwhile_runs_at_start(tmp_path: Path) -> None:
+    server = Server(tmp_path, JOBS)
+    with server.running():
+        before = len(ends(server))
+        server.end()
+        set_clock_back(server, 5)
+        server.start()
+        assert ends(server)[before:] == 5 * [("success", "success")]
+
+
+def test_what_is_older_than_max_age_is_shown_as_missed(tmp_path: Path) -> None:
+    server = Server(tmp_path, JOBS, "schedule: {max_age: 150 min}\n")
+    with server.running():
+        server.end()
+        set_clock_back(server, 5)
+        server.start()
+        found = ends(server)
+        missed = [message for state, message in found if state == "skipped"]
+        assert len(missed) in (2, 3)  # how many depends on the minute at which this test runs
+        assert [state for state, _ in found[len(missed) :]] == (5 - len(missed)) * ["success"]
+        assert all(m.startswith("skipped: missed: due ") for m in missed)
+        assert all(m.endswith("s ago, schedule.max_age is 9000 s") for m in missed)
+        shown = server.command("runs", "--job", "tick", "-s", "skipped")
+        assert shown.stdout.count("[-]") == len(missed), shown.stdout + shown.stderr
+
+
+def test_with_on_max_age_fail_the_server_does_not_start_and_says_how_to(tmp_path: Path) -> None:
+    server = Server(tmp_path, JOBS, "schedule: {max_age: 150 min, on_max_age: fail}\n")
+    with server.running():
+        server.end()
+        set_clock_back(server, 5)
+        refused = subprocess.run(
+            server.argv("serve", "--config", str(tmp_path / "apsis.yaml")),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert refused.returncode == 1
+        last = refused.stderr.splitlines()[-1]
+        assert "schedule.max_age: the server was last running at " in last
+        assert last.endswith("to go on without what was missed since, serve with -o schedule.since=now")
+        server.start("-o", "schedule.since=now")
+        assert ends(server) == []
