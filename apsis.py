@@ -42,8 +42,12 @@ class Host:
     """The server, as programs see it: see programs.base.Host."""
 
     def __init__(self, driver: Any, store: Any, clock: Any, agents: Any) -> None:
+        from apsislib.upkeep import Upkeep
+
         self.clock = clock
         self.agents = agents
+        self.stats = driver.stats
+        self.upkeep = Upkeep(store, clock, lambda run_id: driver.live_run(run_id) is not None, driver.retired)
         self.report = driver.report
         self.run = driver.live_run
         self.spawn = driver.spawn

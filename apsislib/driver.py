@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from apsislib import binding, templates
+from apsislib import binding, figures, templates
 from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
 from apsislib.feeds import Feed
@@ -55,7 +55,8 @@ from apsislib.runs import (
 )
 from apsislib.scheduler import Scheduler, Settings
 from apsislib.states import FINISHED, State
-from apsislib.store import SaveJob, Store
+from apsislib.store import Deleted, DropJob, SaveJob, Store
+from apsislib.times import format_time
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Driver:
         self._store = store
         self._feed = feed
         self._parts = parts
+        self._started = clock.wall()
         self._host = parts.host(self)
         with store.read() as reader:
             now = clock.wall()
@@ -295,7 +297,7 @@ class Driver:
 
     # -- after the commit --------------------------------------------------------------------------
 
-    def committed(self, effects: Sequence[Effect], grew: Sequence[Any]) -> None:
+    def committed(self, effects: Sequence[Any], grew: Sequence[Any]) -> None:
         """(apsis-writer) What was decided is on disk: act, then tell."""
         calls = [e for e in effects if isinstance(e, _CALLS)]
         ended = [e.run for e in effects if isinstance(e, Save) and e.run.state in FINISHED]
@@ -309,12 +311,14 @@ class Driver:
                     self._submit(self._binders, self._insist, self._binders, self._look_up, key)
                 case Owe():
                     self._submit(self._actors, self._insist, self._actors, self._do_action, effect)
+        gone = [run_id for e in effects if isinstance(e, Deleted) for run_id in e.run_ids]
         for run in ended:
             watch = self._watches.get(run.run_id)
             if watch is not None:
                 watch.run = run
                 watch.event.set()
-        self._feed.publish([e for e in effects if isinstance(e, _SHOWN)] + list(grew))
+        shown: list[Any] = [e for e in effects if isinstance(e, _SHOWN)]
+        self._feed.publish([*shown, *(Drop(run_id) for run_id in gone), *grew])
 
     def unwritable(self, effect: Effect, error: Exception) -> None:
         """(apsis-writer) The database refuses this effect, for what it says: only its run suffers."""
@@ -746,11 +750,44 @@ class Driver:
         with self._hold() as kernel:
             return kernel.waiting(run_id)
 
+    def retired(self, job_ids: set[str]) -> None:
+        """Finished runs of these jobs have left the database, by archiving say. Any thread."""
+        ad_hoc = job_ids & self._ad_hoc.keys()
+        with self._store.read() as reader:
+            unused = {job_id for job_id in ad_hoc if not reader.runs(job_id=job_id, limit=1)}
+        with self._hold() as kernel:
+            kernel.retired(job_ids)
+            unused -= {run.job_id for run in kernel.runs.values()}
+            for job_id in unused:
+                del self._ad_hoc[job_id]
+                kernel.outbox.append(DropJob(job_id))  # type: ignore[arg-type]
+
     def stats(self) -> dict[str, Any]:
-        """Figures about the engine; times in seconds."""
+        """Figures about the server: sizes in bytes, times in seconds, instants as ISO texts.
+
+        `tasks`, `scheduled` and `run_store` have the names that readers of them have always known.
+        """
         with self._hold() as kernel:
             counts = kernel.counts()
+        pools = {"bind": self._binders, "action": self._actors, "remote": self._remote}
         return {
+            "start_time": format_time(self._started),
+            "time": format_time(self.clock.wall()),
+            "tasks": {
+                "num_waiting": counts["waiting"],
+                "num_running": counts["starting"] + counts["running"],
+                "num_stopping": counts["stopping"],
+                "num_action": self._actors._work_queue.qsize(),
+            },
+            "scheduled": {"num_heap": counts["heap"], "num_entries": counts["alarms"]},
+            "run_store": {
+                "num_expected_runs": counts["expected"],
+                "num_active_runs": counts["active"],
+                "publisher": self._feed.stats(),
+            },
+            "queues": {name: pool._work_queue.qsize() for name, pool in pools.items()},
+            "writer": self._store.stats(),
+            **figures.process(),
             "runs": counts,
             "timer": self._lateness.json(),
             "lock_hold": self._holds.json(),

@@ -11,7 +11,7 @@ it can be found either here or in the database.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -468,6 +468,10 @@ class Scheduler:
         self._outcomes.answer(key, states)
         for state in State:
             self._waits.touch(ended_key(key, state))
+
+    def retired(self, job_ids: Collection[str]) -> None:
+        """Finished runs of these jobs have left the database."""
+        self._outcomes.forget_jobs(job_ids)
 
     # -- View: what conditions may know ------------------------------------------------------------
 

@@ -94,6 +94,14 @@ class Upkeep:
                     target.close()
         return done
 
+    def vacuum(self) -> tuple[int, int]:
+        """Rewrite the database without gaps: its size before and after, in bytes. Commits wait meanwhile.
+
+        ApsisError: it cannot be done.
+        """
+        with self._lock:
+            return self._store.vacuum()
+
     def _retire(
         self,
         before: float,

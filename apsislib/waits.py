@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from apsislib.conditions import Bound, Key, RunKey
@@ -161,6 +161,11 @@ class Outcomes:
             self._known[key] |= {state}
         if key in self._asked:
             self._asked[key].add(state)
+
+    def forget_jobs(self, job_ids: Collection[str]) -> None:
+        """Runs of these jobs have left the database: ask again."""
+        for key in [key for key in self._known if key[0] in job_ids]:
+            del self._known[key]
 
     def forget(self, key: RunKey) -> None:
         """A mark or an archive changed the past: ask again."""

@@ -40,6 +40,18 @@ ALIASES: dict[str, str] = {
     "apsis.program.agent.AgentProgram": "programs.procstar:parse_old",
     "apsis.program.agent.AgentShellProgram": "programs.procstar:parse_old_shell",
 }
+# Programs that work on the server itself: type as stored and shown -> its class.
+INTERNAL: dict[str, str] = {
+    "apsis.program.internal.stats.StatsProgram": "programs.internal.Stats",
+    "apsis.program.internal.archive.ArchiveProgram": "programs.internal.Archive",
+    "apsis.program.internal.vacuum.VacuumProgram": "programs.internal.Vacuum",
+}
+# Each of these also by its short name, its module, or its class alone.
+INTERNAL_NAMES = {
+    name: kind
+    for kind in INTERNAL
+    for name in (kind, kind.split(".")[3], kind.rpartition(".")[0], kind.rpartition(".")[2])
+}
 # Stored with runs: type -> module:function(json, settings).
 BOUND: dict[str, str] = {
     "no-op": "programs.noop:load",
@@ -103,9 +115,13 @@ class Table:
         if where is not None:
             program: Bound = _function(where)(value, self._settings)
             return program
+        if kind in INTERNAL_NAMES and kind not in self._types:
+            shown = INTERNAL_NAMES[kind]
+            return self._extensions.parse(INTERNAL[shown], value, kind, shown)
         dotted = self._types.get(kind, kind)
         if "." not in dotted:
-            known = ", ".join([*KINDS, *self._types])
+            internal = [name.split(".")[3] for name in INTERNAL]
+            known = ", ".join([*KINDS, *internal, *self._types])
             raise FieldError(
                 f"unknown program type: {kind} (known: {known}, or a class: package.module.Class)", ["type"]
             )
@@ -119,6 +135,8 @@ class Table:
             if where is not None:
                 program: Bound = _function(where)(json, self._settings)
                 return program
+            if kind in INTERNAL and kind not in self._types:
+                return self._extensions.load(INTERNAL[kind], json, kind)
             dotted = self._types.get(kind, kind)
             if "." in dotted:
                 return self._extensions.load(dotted, json)

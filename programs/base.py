@@ -19,6 +19,7 @@ from apsislib.errors import BadRequest, FieldError
 from apsislib.runs import Finished, Json, Limits, Remark, Report, Run
 from apsislib.states import State
 from apsislib.times import parse_duration
+from apsislib.upkeep import Upkeep
 from apsislib.wire import FdHead
 
 OUTPUT = "output"  # the ID of the one output that programs have
@@ -172,6 +173,13 @@ class Host(Protocol):
 
     def spawn(self, work: Callable[[], None]) -> None:
         """Have blocking work done by a hand."""
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Chores on the database. They take long: for threads of programs only."""
+
+    def stats(self) -> Json:
+        """The server's statistics."""
 
 
 # -- programs --------------------------------------------------------------------------------------

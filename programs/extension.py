@@ -11,6 +11,8 @@ are its own. Templates in their texts are expanded when a run is made. The class
 
 and may have
 
+    check(mapping) -> None                a class method, given the keys of a job file with their templates
+                                          as they are; what it raises is an error of the job
     bind(names) -> program                called before run and connect with the run's args, run_id and job_id
     stop() -> None                        asked to end soon; run() goes on until it has. From another thread.
     signal(signum) -> None                likewise
@@ -31,7 +33,7 @@ import importlib
 import logging
 import threading
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from apsislib.clock import Deadline
@@ -61,21 +63,28 @@ class Extensions:
         self._lock = threading.Lock()  # protects _live; leaf
         self._live: dict[str, tuple[threading.Thread, Any]] = {}  # by run ID: its thread, its program
 
-    def parse(self, dotted: str, mapping: Mapping[str, Any], kind: str) -> Extension:
-        """The unbound program. Raises FieldError: no such class, or it refuses its keys."""
+    def parse(
+        self, dotted: str, mapping: Mapping[str, Any], kind: str, shown: str | None = None
+    ) -> Extension:
+        """The unbound program. `shown`: the type to store and show, where that is not the class's path.
+
+        Raises FieldError: no such class, or it refuses its keys.
+        """
         cls = _find(dotted, kind)
+        if hasattr(cls, "check"):
+            _ask(shown or dotted, cls.check, dict(mapping))
         config = {
             key: _check(value, str(key)) for key, value in mapping.items() if key not in ("type", "str")
         }
-        program = Extension(dotted, cls, config, self)
+        program = Extension(shown or dotted, cls, config, self)
         if program.static:
             program.make(config)
         return program
 
-    def load(self, dotted: str, json: Json) -> Bound:
+    def load(self, dotted: str, json: Json, shown: str | None = None) -> Bound:
         """The bound program. Raises FieldError."""
         config = {key: value for key, value in json.items() if key not in ("type", "str")}
-        return Extension(dotted, _find(dotted, dotted), config, self)
+        return Extension(shown or dotted, _find(dotted, dotted), config, self)
 
     def begin(self, run_id: str, thread: threading.Thread, program: Any) -> None:
         with self._lock:
@@ -127,10 +136,7 @@ class Extension(Bound):
 
     def make(self, config: Mapping[str, Any]) -> Any:
         """An instance. Raises FieldError with what the class says."""
-        try:
-            return self._cls.from_config(dict(config))  # type: ignore[attr-defined]
-        except Exception as error:
-            raise FieldError(f"{self._dotted}: {type(error).__name__}: {error}") from error
+        return _ask(self._dotted, self._cls.from_config, dict(config))  # type: ignore[attr-defined]
 
     def bind(self, expand: Expand) -> Extension:
         config = {key: _expanded(value, key, expand) for key, value in self._config.items()}
@@ -208,8 +214,8 @@ class Reporter:
 
     def __init__(self, run: Run, host: Host, begun: bool) -> None:
         """`begun`: the run is known to be running."""
+        self.host = host
         self._run_id = run.run_id
-        self._host = host
         self._lock = threading.RLock()  # protects the rest; held while the host is told, to keep the order
         self._begun = begun
         self._ended = False
@@ -220,16 +226,16 @@ class Reporter:
         with self._lock:
             if not self._begun and not self._ended:
                 self._begun = True
-                self._host.report(self._run_id, Running({"program": run_state}, dict(meta or {})))
+                self.host.report(self._run_id, Running({"program": run_state}, dict(meta or {})))
 
     def update(self, meta: Mapping[str, Any]) -> None:
         """What is shown with the run; replaces what was told before."""
         self.running()
-        self._host.report(self._run_id, Update(dict(meta)))
+        self.host.report(self._run_id, Update(dict(meta)))
 
     def log(self, text: str) -> None:
         """A line for the run's log."""
-        self._host.report(self._run_id, Remark(str(text)))
+        self.host.report(self._run_id, Remark(str(text)))
 
     def output(self, data: bytes | str) -> None:
         """More output."""
@@ -237,7 +243,7 @@ class Reporter:
         with self._lock:
             self.running()
             if piece and not self._ended:
-                self._host.put_output(
+                self.host.put_output(
                     self._run_id, OUTPUT, self._length, piece, name=OUTPUT_NAME, content_type=OUTPUT_TYPE
                 )
                 self._length += len(piece)
@@ -261,7 +267,17 @@ class Reporter:
             if state is not State.ERROR:
                 self.running()
             self._ended = True
-            self._host.report(self._run_id, Finished(state, message, None if meta is None else dict(meta)))
+            self.host.report(self._run_id, Finished(state, message, None if meta is None else dict(meta)))
+
+
+def _ask(dotted: str, method: Callable[[dict[str, Any]], Any], mapping: dict[str, Any]) -> Any:
+    """What a user's class says of its keys. Raises FieldError."""
+    try:
+        return method(mapping)
+    except FieldError:
+        raise
+    except Exception as error:
+        raise FieldError(f"{dotted}: {type(error).__name__}: {error}") from error
 
 
 def _find(dotted: str, kind: str) -> type:

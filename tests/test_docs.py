@@ -17,7 +17,7 @@ from apsislib.schedules import parse
 from apsislib.times import format_instant, parse_time
 from apsislib.yamlio import load
 
-PAGES = ("programs", "schedules")
+PAGES = ("programs", "schedules", "operations")
 ARGS = {"date": "2026-06-05", "name": "world", "region": "eu"}
 FENCE = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = 5  # instants under an example

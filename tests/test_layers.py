@@ -50,6 +50,7 @@ FLOORS = {
     # machinery
     "apsislib.store": 50,
     "apsislib.feeds": 50,
+    "apsislib.figures": 50,
     "apsislib.wire": 50,
     "apsislib.sockets": 50,
     # the engine

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from sqlite3 import Connection
-from threading import Condition, Lock, Thread
+from threading import Condition, Event, Lock, Thread
 from typing import Any
 
 from apsislib.clock import Clock, Deadline
@@ -41,6 +41,15 @@ class _Batch:
     puts: int
     entries: list[Entry]
     chunks: list[Chunk]
+
+
+class _Chore:
+    """A vacuum that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.done = Event()
+        self.sizes = (0, 0)
+        self.error: str | None = None
 
 
 def _ignore(*_: Any) -> None:
@@ -104,6 +113,7 @@ class Store:
         self._waiting = 0  # effects handed over and not committed, those being written included
         self._backlog = Backlog()
         self._room: list[Callable[[], None]] = []  # to be called when the backlog has shrunk
+        self._chores: list[_Chore] = []  # vacuums that were asked for
         self._held: list[Forget] = []  # their verdicts are on disk, some of their output is not
         self._next_run = 1
         self._failure: str | None = None
@@ -283,6 +293,22 @@ class Store:
         """Free so many chunks, of up to 256 KiB, of the large outputs of deleted runs. Returns a ticket."""
         return self.put([Sweep(chunks)])
 
+    def vacuum(self) -> tuple[int, int]:
+        """Rewrite the file without gaps. Returns its size before and after, in bytes.
+
+        The writer does it between two transactions: what is handed over meanwhile waits, and readers do
+        not. Whenever it is cut off, the file is as before. ApsisError: it failed, for want of room say.
+        """
+        chore = _Chore()
+        with self._lock:
+            self._refuse_when_ending()
+            self._chores.append(chore)
+            self._filled.notify()
+        chore.done.wait()
+        if chore.error is not None:
+            raise ApsisError(f"the database can't be vacuumed: {chore.error}")
+        return chore.sizes
+
     def has_pending(self, run_id: str) -> bool:
         """Whether output of the run is not on disk yet."""
         with self._lock:
@@ -356,16 +382,45 @@ class Store:
     def _run(self) -> None:
         try:
             while batch := self._take():
-                written = self._commit(batch)
-                if written is None:
-                    return
-                self._tell(batch, written)
+                if batch.entries or batch.chunks:
+                    written = self._commit(batch)
+                    if written is None:
+                        return
+                    self._tell(batch, written)
+                self._do_chores()
         except BaseException as error:
             log.critical("database %s: the writer has failed", self.path, exc_info=True)
             with self._lock:
                 self._dead = error
                 self._stored.notify_all()
             self.on_death(error)
+        finally:
+            for chore in self._chores:
+                chore.error = "the server is stopping"
+                chore.done.set()
+
+    def _do_chores(self) -> None:
+        """(apsis-writer only) Vacuum the file if somebody has asked for it."""
+        with self._lock:
+            chores, self._chores = self._chores, []
+        if not chores:
+            return
+        before = after = 0
+        error: str | None = None
+        try:
+            assert self._db is not None
+            fold = "PRAGMA wal_checkpoint(TRUNCATE)"  # what is in the log belongs to the file's size
+            self._db.execute(fold)
+            before = self.path.stat().st_size
+            self._db.execute("VACUUM")
+            self._db.execute(fold)
+            after = self.path.stat().st_size
+        except (sqlite3.Error, OSError, MemoryError) as failed:
+            error = files.explain(self.path, failed)
+            log.error("vacuum: %s", error)
+        for chore in chores:
+            chore.sizes, chore.error = (before, after), error
+            chore.done.set()
 
     def _take(self) -> _Batch | None:
         """(apsis-writer only) What has gathered; of output, as much as may delay a transition.
@@ -373,8 +428,8 @@ class Store:
         Waits until there is something. None: closed, and nothing is left.
         """
         with self._lock:
-            self._filled.wait_for(lambda: self._puts or self._backlog or self._closing)
-            if self._abandoned or not (self._puts or self._backlog):
+            self._filled.wait_for(lambda: self._puts or self._backlog or self._chores or self._closing)
+            if self._abandoned or not (self._puts or self._backlog or (self._chores and not self._closing)):
                 return None
             entries: list[Entry] = []
             puts = 0
