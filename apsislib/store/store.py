@@ -382,7 +382,7 @@ class Store:
     def _run(self) -> None:
         try:
             while batch := self._take():
-                if batch.entries or batch.chunks:
+                if batch.puts or batch.chunks:
                     written = self._commit(batch)
                     if written is None:
                         return
