@@ -27,6 +27,7 @@ from typing import Any
 
 VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
+RETIRED = 1_000_000  # runs that retention moves in a day at most: more than a server makes
 DEATH = 70  # exit status when the timer, the writer or the kernel has failed: restart me
 # Every run makes some hundred objects and few cycles: to look for these at every 700 objects, which is
 # Python's own default, costs a quarter of the engine's time.
@@ -233,10 +234,35 @@ def load_jobs(config: Any, kinds: Any = None) -> Any:
         types = (config.schedule_types, config.condition_types, config.action_types)
         kinds = jobs.Kinds(programs.Table(config).parse, Calendars(config.calendars), *types)
     found = jobs.load_dir(config.job_dir, kinds)
+    found = found.with_jobs(own_jobs(config, kinds))
     errors = jobs.check(found, WallClock().wall(), kinds.calendars.get)
     if errors:
         raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
     return found
+
+
+def own_jobs(config: Any, kinds: Any) -> list[Any]:
+    """The jobs that the server's file asks for."""
+    from apsislib import jobs
+
+    age = config.runs.retention
+    if age is None or age == "off":
+        return []
+    path = config.database.path.absolute()
+    retention = {
+        "metadata": {
+            "description": "Moves old runs to an archive, as runs.retention of the server's file says."
+        },
+        "schedule": {"type": "daily", "daytime": "03:30:00", "tz": "UTC"},
+        "program": {
+            "type": "archive",
+            "age": age,
+            "count": RETIRED,
+            "path": str(path.with_name(f"{path.stem}-archive{path.suffix}")),
+        },
+        "condition": {"type": "max_running", "count": 1},
+    }
+    return [jobs.parse_job(retention, "apsis-retention", kinds)]
 
 
 def load_jobs_apart(config: Any) -> Any:

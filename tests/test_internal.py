@@ -147,6 +147,24 @@ def test_a_vacuum_gives_space_back_while_the_server_goes_on(server: Server, tmp_
     assert run(server, "nothing")["state"] == "success"
 
 
+def test_with_retention_a_job_of_the_servers_own_keeps_the_database_small(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"nothing": JOBS["nothing"]}, "runs: {retention: 90 days}\n")
+    with server.running():
+        (scheduled,) = server.get("/runs", job_id="apsis-retention")["runs"].values()
+        assert scheduled["times"]["schedule"][11:] == "03:30:00.000+00:00"
+        old, new = (run(server, "nothing")["run_id"] for _ in range(2))
+        server.end()
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            quarter = 91 * 86400
+            db.execute("UPDATE runs SET timestamp = timestamp - ? WHERE number = ?", (quarter, int(old[1:])))
+        server.start()
+        assert run(server, "apsis-retention")["state"] == "success"
+        assert rows(tmp_path / "apsis-archive.db") == [old]
+        assert (is_there(server, old), is_there(server, new)) == (False, True)
+        reload = f"http://127.0.0.1:{server.port}/api/control/reload_jobs"
+        assert requests.post(reload, timeout=30).json()["removed"] == []
+
+
 @pytest.mark.parametrize("name", sorted(INTERNAL_NAMES))
 def test_each_of_their_names_is_known_and_stored_as_the_longest(name: str) -> None:
     keys = {"age": "14d", "count": 10, "path": "/a"} if "rchive" in name else {}

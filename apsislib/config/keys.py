@@ -45,8 +45,8 @@ class Database:
 class Runs:
     # Runs older than this many seconds are not listed; conditions still see them. None: all are.
     lookback: float | None = _key(values.duration_or_off, None)
-    # Finished runs are archived after this many seconds; "off": kept for ever. None: as the database
-    # says, since a new one has retention on, and an imported one off until somebody decides.
+    # Finished runs are archived after this many seconds by a job of the server's own, apsis-retention;
+    # "off", or None: they are kept for ever.
     retention: float | Literal["off"] | None = _key(values.retention, None)
 
 

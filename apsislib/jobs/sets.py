@@ -45,6 +45,11 @@ class JobSet:
         self._lines = dict(lines or {})
         self.warnings = tuple(warnings)  # for the log
 
+    def with_jobs(self, jobs: Iterable[Job]) -> JobSet:
+        """These jobs too, which came without a file; a file's job of the same ID stays."""
+        more = {job.job_id: job for job in jobs}
+        return JobSet({**more, **self._jobs}.values(), self._lines, self.warnings)
+
     @property
     def jobs(self) -> Mapping[str, Job]:
         return MappingProxyType(self._jobs)

@@ -240,9 +240,6 @@ class Tasks:
     def _find(self, task: Task, anew: bool) -> None:
         """Look whether the run has a task already; if not, make one, or give up."""
 
-        def failed(error: AwsError) -> None:
-            self._fail(task, str(error))
-
         def done(arn: str | None) -> None:
             if arn is not None:
                 self._made(task, arn)
