@@ -427,7 +427,7 @@ def complain(error: Exception) -> None:
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    from apsislib import cli
+    from apsislib import cli, offline
 
     top = argparse.ArgumentParser(prog=prog, description="Apsis, a job scheduler.")
     cli.add_options(top)
@@ -460,6 +460,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add.add_argument("path", metavar="PATH")
     add.set_defaults(run=create)
 
+    offline.add_commands(commands)
     commands.add_parser("agent", help="run an agent (see apsis agent --help)", add_help=False)
     cli.add_commands(commands, VERSION)
     return top

@@ -66,6 +66,8 @@ FLOORS = {
     "apsislib.agent": 71,
     "programs": 71,
     "agent_server": 71,
+    # above the edges
+    "apsislib.offline": 72,
     # the root
     "apsis": 80,
 }

@@ -408,5 +408,8 @@ def test_users_classes_have_short_names_by_configuration():
     program = table.parse({"type": "count", "to": 2}).bind(expand)
     assert program.to_json()["type"] == "users_programs.Count"
     assert TABLE.load(program.to_json()).to_json() == program.to_json()
-    with pytest.raises(FieldError, match="known: no-op, procstar, procstar-shell, procstar-ecs, count"):
+    with pytest.raises(
+        FieldError,
+        match="known: no-op, procstar, procstar-shell, procstar-ecs, stats, archive, vacuum, count",
+    ):
         table.parse({"type": "cuont"})

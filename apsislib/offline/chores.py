@@ -1,0 +1,137 @@
+"""What the commands on the database file do. Each answers an exit status; ApsisError: why it could not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apsislib import config as configs
+from apsislib.clock import Clock, WallClock
+from apsislib.errors import BadRequest
+from apsislib.runs import instance
+from apsislib.store import Store
+from apsislib.store import archive as archives
+from apsislib.times import format_time, parse_duration
+from apsislib.upkeep import Retired, Upkeep, describe
+
+
+def archive(args: argparse.Namespace) -> int:
+    if args.age is None or args.path is None:
+        raise BadRequest("archive: give --age and --path, or: archive query ARCHIVE")
+    return _retire(args, args.path)
+
+
+def purge(args: argparse.Namespace) -> int:
+    return _retire(args, None)
+
+
+def _retire(args: argparse.Namespace, path: Path | None) -> int:
+    clock = WallClock()
+    before = clock.wall() - _duration(args.age)
+    with _opened(args, clock) as store:
+        upkeep = Upkeep(store, clock)
+        total = min(args.count, upkeep.count(before))
+
+        def progress(done: Retired) -> None:
+            if sys.stderr.isatty():
+                print(f"\r{done.runs:,} of {total:,} runs", end="", file=sys.stderr, flush=True)
+
+        done = upkeep.retire(before, args.count, path, progress=progress)
+    if done.runs and sys.stderr.isatty():
+        print(file=sys.stderr)
+    for line in describe(done):
+        print(line, file=sys.stderr)
+    print(f"{done.runs:,} runs {'deleted' if path is None else f'moved to {path}'}")
+    return 1 if done.left else 0
+
+
+def vacuum(args: argparse.Namespace) -> int:
+    with _opened(args, WallClock()) as store:
+        before, after = store.vacuum()
+    print(f"{before:,} bytes before, {after:,} bytes after")
+    return 0
+
+
+def backup(args: argparse.Namespace) -> int:
+    path = _database(args)
+    Store(path, WallClock()).backup(args.target)
+    print(f"{path} copied to {args.target}")
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    path = _database(args)
+    found = Store(path, WallClock()).check()
+    for line in found or ["no damage found"]:
+        print(f"{path}: {line}")
+    return 1 if found else 0
+
+
+def query(args: argparse.Namespace) -> int:
+    if args.output:
+        if args.run_id is None:
+            raise BadRequest("archive query: --output wants --run RUN_ID")
+        for piece in archives.output(args.path, args.run_id):
+            sys.stdout.buffer.write(piece)
+        return 0
+    runs = archives.query(args.path, run_id=args.run_id, job_id=args.job, state=args.state, limit=args.limit)
+    for run in runs:
+        log = archives.history(args.path, run.run_id) if args.run_id is not None else []
+        if args.format == "json":
+            shape: dict[str, Any] = {
+                "run_id": run.run_id,
+                "job_id": run.job_id,
+                "args": run.args,
+                "state": run.state.value,
+                "timestamp": format_time(run.timestamp),
+                "times": run.times,
+            }
+            if args.run_id is not None:
+                shape["log"] = [{"timestamp": format_time(t), "message": text} for t, text in log]
+            print(json.dumps(shape))
+            continue
+        print(run.run_id, run.state.value, format_time(run.timestamp), instance(run.job_id, run.args))
+        for time, text in log:
+            print(" ", format_time(time), text)
+    return 0
+
+
+def _database(args: argparse.Namespace) -> Path:
+    path: Path = args.database or configs.load(args.config).database.path
+    if not path.is_file():
+        raise BadRequest(f"there is no database {path}; say which with --database or --config")
+    return path
+
+
+@contextmanager
+def _opened(args: argparse.Namespace, clock: Clock) -> Iterator[Store]:
+    """The database, which nobody else uses."""
+    store = Store(_database(args), clock)
+    store.open()
+    store.start()
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise BadRequest(f"--age: {error}") from None
+
+
+CHORES: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "archive": archive,
+    "query": query,
+    "purge": purge,
+    "vacuum": vacuum,
+    "backup": backup,
+    "check-db": check,
+}

@@ -1,0 +1,92 @@
+"""Commands on the database file, beside a server and without one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from server import ENDS, Server
+
+JOBS = {
+    "job": "params: [n]\nprogram: {type: procstar-shell, command: 'echo number {{ n }}'}\n",
+    "nothing": "program: {type: no-op}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that has been ended; it ran r1 to r4."""
+    directory = tmp_path_factory.mktemp("offline")
+    server = Server(directory, JOBS)
+    with server.running():
+        for n in range(4):
+            run_id = server.schedule({"job_id": "job", "args": {"n": str(n)}})
+            assert server.until(run_id, *ENDS)["state"] == "success"
+            assert run_id == f"r{n + 1}"
+            server.until_printed(run_id, b"number %d\n" % n)
+        beside = server.command("backup", "-d", str(directory / "apsis.db"), str(directory / "backup.db"))
+        assert beside.returncode == 0, beside.stderr
+        in_use = server.command("vacuum", "--config", str(directory / "apsis.yaml"))
+        assert in_use.returncode == 1 and "another" in in_use.stderr, in_use.stderr
+        server.end()
+        yield server
+        server.start()
+
+
+def test_a_backup_made_beside_the_server_is_whole(server: Server) -> None:
+    copy = str(server.directory / "backup.db")
+    assert server.command("check-db", "-d", copy).stdout == f"{copy}: no damage found\n"
+    again = server.command("backup", "-d", copy, copy)
+    assert (again.returncode, "exists" in again.stderr) == (1, True)
+
+
+def test_damage_is_found_and_said(server: Server, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.db"
+    data = bytearray((server.directory / "backup.db").read_bytes())
+    data[4096 * 2 : 4096 * 5] = bytes(4096 * 3)
+    damaged.write_bytes(data)
+    found = server.command("check-db", "-d", str(damaged))
+    assert found.returncode == 1 and str(damaged) in found.stdout
+
+
+def test_old_runs_are_archived_purged_and_looked_up(server: Server, tmp_path: Path) -> None:
+    database, archive = tmp_path / "apsis.db", str(tmp_path / "old.db")
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    here = ("-d", str(database))
+    none = server.command("archive", *here, "--age", "1d", "--path", archive)
+    assert (none.returncode, none.stdout) == (0, f"0 runs moved to {archive}\n"), none.stderr
+    moved = server.command("archive", *here, "--age", "0", "--path", archive, "--count", "2")
+    assert (moved.returncode, moved.stdout) == (0, f"2 runs moved to {archive}\n"), moved.stderr
+    listed = server.command("archive", "query", archive)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["r1", "r2"]
+    assert all("success" in line and "job(n=" in line for line in listed.stdout.splitlines())
+    one = server.command("archive", "query", archive, "--run", "r2", "--format", "json")
+    shown = json.loads(one.stdout)
+    assert (shown["run_id"], shown["args"], shown["state"]) == ("r2", {"n": "1"}, "success")
+    assert shown["log"][-1]["message"] == "success"
+    assert server.command("archive", "query", archive, "--run", "r2", "--output").stdout == "number 1\n"
+    deleted = server.command("purge", *here, "--age", "0")
+    assert (deleted.returncode, deleted.stdout) == (0, "2 runs deleted\n"), deleted.stderr
+    smaller = server.command("vacuum", *here)
+    assert smaller.returncode == 0 and " bytes after\n" in smaller.stdout, smaller.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("vacuum", "-d", "/no/such.db"),
+            "there is no database /no/such.db; say which with --database or --config",
+        ),
+        (("archive", "--age", "1d"), "archive: give --age and --path, or: archive query ARCHIVE"),
+        (("purge", "-d", "README.md", "--age", "soon"), "--age: "),
+        (("archive", "query", "/no/such.db"), "/no/such.db"),
+        (("archive", "query", "/no/such.db", "--output"), "archive query: --output wants --run RUN_ID"),
+    ],
+)
+def test_a_mistake_is_a_sentence(server: Server, words: tuple[str, ...], said: str) -> None:
+    failed = server.command(*words)
+    assert failed.returncode == 1 and failed.stdout == ""
+    assert failed.stderr.startswith("error: ") and said in failed.stderr and "Traceback" not in failed.stderr
