@@ -6,10 +6,11 @@ records      runs
 rules        schedules (cron, timetables, stops), conditions, actions
 files        jobs, config, binding
 the kernel   scheduler (alarms, cursors, waits): pure
-machinery    store, feeds, wire, sockets
-the engine   driver: the lock
+machinery    store, feeds, figures, wire, sockets
+the engine   driver: the lock; upkeep
 edges        api, live, shapes, pages, cli, agent, localagent, links
              (and at the top: programs, agent_server, apsis)
+by hand      offline: what operators do to the database file
 
 tests/test_layers.py holds the table of who may import whom.
 """
