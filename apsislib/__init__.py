@@ -2,7 +2,7 @@
 
 words        errors, states
 values       clock, times, calendars, dates, yamlio, templates
-records      runs
+records      runs, terms (searches)
 rules        schedules (cron, timetables, stops), conditions, actions
 files        jobs, config, binding
 the kernel   scheduler (alarms, cursors, waits): pure

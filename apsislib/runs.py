@@ -68,6 +68,12 @@ def run_number(run_id: str) -> int | None:
     return int(digits) if ok else None
 
 
+def labels(metadata: Json | None) -> list[str]:
+    """The labels in the metadata of a job."""
+    found = (metadata or {}).get("labels") or []
+    return [str(label) for label in found] if isinstance(found, list | tuple) else [str(found)]
+
+
 # -- jobs ----------------------------------------------------------------------------------------
 
 

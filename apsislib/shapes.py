@@ -13,6 +13,7 @@ from typing import Any
 from apsislib import templates
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Job, Json, Run
+from apsislib.runs import labels as labels
 from apsislib.times import format_time
 
 FindJob = Callable[[str], Job | None]
@@ -77,11 +78,6 @@ def run_record(run: Run) -> dict[str, Any]:
     if run.rerun_of is not None:
         shape["rerun_of"] = run.rerun_of
     return shape
-
-
-def labels(metadata: Json | None) -> list[str]:
-    found = (metadata or {}).get("labels") or []
-    return [str(label) for label in found] if isinstance(found, list | tuple) else [str(found)]
 
 
 def runs_body(now: float, runs: Iterable[Run], summary: bool = False, **more: Any) -> list[bytes]:

@@ -592,13 +592,13 @@ def test_search_filters_by_state_label_job_and_time(site: Installation) -> None:
 def test_a_search_that_finds_little_stops_after_a_while_and_goes_on_where_it_was(
     site: Installation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needle = site.make("never")["run_id"]
+    needle = site.make("etl/load", args={"date": "needle", "region": "eu"})["run_id"]
     site.post("/api/v1/runs?count=30", {"job_id": "noop"})
-    monkeypatch.setattr("apsislib.api.search.SCAN", 10)
-    monkeypatch.setattr("apsislib.api.search.PAGE", 5)
+    monkeypatch.setattr("apsislib.store.searching.BUDGET", 0.0)
+    monkeypatch.setattr("apsislib.store.searching.WINDOW", 10)
     found, pages, before = [], 0, None
     while needle not in found:
-        page, before = search(site, q="never", limit=4, before=before)
+        page, before = search(site, q="date=NEEDLE", limit=4, before=before)
         found += page
         pages += 1
         assert before is not None or needle in found
@@ -614,7 +614,19 @@ def test_search_by_schedule_time_gives_what_comes_next(site: Installation) -> No
 
 @pytest.mark.parametrize(
     "query",
-    ["limit=0", "limit=1001", "limit=x", "before=5", "state=bogus", "order=odd", "since=x", "q=a&q=b"],
+    [
+        "limit=0",
+        "limit=1001",
+        "limit=x",
+        "before=5",
+        "state=bogus",
+        "order=odd",
+        "since=x",
+        "q=a&q=b",
+        "q=state:s",
+        "q=%22",
+        "q=since:x",
+    ],
 )
 def test_a_search_that_cannot_be_meant_is_400(site: Installation, query: str) -> None:
     answer = site.get(f"/api/v1/search/runs?{query}")

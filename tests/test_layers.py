@@ -32,6 +32,7 @@ FLOORS = {
     "apsislib.templates": 13,
     # records and rules
     "apsislib.runs": 20,
+    "apsislib.terms": 21,
     "apsislib.cron": 21,
     "apsislib.stops": 21,
     "apsislib.timetables": 22,
@@ -106,7 +107,14 @@ DOORS = {
     "http.server": {"apsislib.api", "apsislib.agent"},
 }
 # The kernel and the rules below it name no lock, file, socket or logger.
-PURE = ("apsislib.runs", "apsislib.conditions", "apsislib.actions", "apsislib.schedules", "apsislib.cron")
+PURE = (
+    "apsislib.runs",
+    "apsislib.terms",
+    "apsislib.conditions",
+    "apsislib.actions",
+    "apsislib.schedules",
+    "apsislib.cron",
+)
 PURE += ("apsislib.timetables", "apsislib.stops", "apsislib.scheduler", "apsislib.alarms")
 PURE += ("apsislib.cursors", "apsislib.waits", "apsislib.errors", "apsislib.states")
 IMPURE = {"threading", "sqlite3", "socket", "logging", "time", "os", "queue", "select", "subprocess"}

@@ -7,6 +7,7 @@ outputs   output as chunks
 archive   the file that old runs go to
 pool      read-only connections, lent to threads
 reader    the queries, each by an index
+searching searches of the whole history, as SQL
 rows      runs as rows
 files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
 records   what goes in and comes out, besides the kernel's effects

@@ -24,7 +24,7 @@ from apsislib.store.records import (
     Written,
     run_id_of,
 )
-from apsislib.store.rows import SAVE, dump, number_of, to_row, to_text
+from apsislib.store.rows import SAVE, dump, number_of, to_saved, to_text
 
 # What the entry itself is to blame for: a lone surrogate, a NaN, an occurrence that is taken, nesting
 # without end. SQLite has undone the one statement, and the transaction goes on. Anything else that
@@ -119,7 +119,7 @@ class _Batch:
         return True
 
     def _save(self, save: Save) -> None:
-        self._db.execute(SAVE, to_row(save.run))
+        self._db.execute(SAVE, to_saved(save.run))
 
     def _note(self, note: Note) -> None:
         self._db.execute(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
 import uuid
@@ -15,6 +16,8 @@ from typing import BinaryIO
 from urllib.parse import quote
 
 from apsislib.errors import ApsisError
+from apsislib.runs import labels
+from apsislib.store.rows import pack_labels
 
 # In the file's header, so that `file` and other programs can tell what it is: "APSI", "APSA".
 APPLICATION_ID = 0x41505349
@@ -38,8 +41,30 @@ def _create(db: Connection) -> None:
     )
 
 
+def _make_searchable(db: Connection) -> None:
+    """Version 2: labels in a column, and the index of what searches look into."""
+    db.execute("ALTER TABLE runs ADD COLUMN labels TEXT")
+    packs: dict[str, str | None] = {}
+
+    def packed(text: str) -> str | None:
+        # One text a job mostly, for hundreds of thousands of rows.
+        if text not in packs:
+            packs[text] = pack_labels(labels({"labels": json.loads(text)}))
+        return packs[text]
+
+    db.create_function("packed_labels", 1, packed, deterministic=True)
+    found = "json_extract(meta, '$.job.labels')"
+    db.execute(
+        f"UPDATE runs SET labels = packed_labels({found})"
+        f" WHERE CASE WHEN json_valid(meta) THEN json_type({found}) = 'array' END"
+    )
+    # What of a run never changes, so that a transition leaves it alone.
+    db.execute("CREATE INDEX runs_search ON runs (number, job_id, args, labels)")
+    db.execute("CREATE INDEX runs_labels ON runs (labels) WHERE labels IS NOT NULL")
+
+
 # Step n makes version n out of version n - 1, in a transaction of its own. Steps are only ever added.
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create,)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _make_searchable)
 
 
 def run_script(db: Connection, script: str) -> None:

@@ -12,13 +12,14 @@ from sqlite3 import Connection
 from threading import Lock
 from typing import Any, TypeVar
 
-from apsislib.clock import Clock
+from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Owe, Run, canonical, run_number
 from apsislib.states import FINISHED, State
-from apsislib.store import outputs
+from apsislib.store import outputs, searching
 from apsislib.store.records import OutputInfo
 from apsislib.store.rows import COLUMNS, dump, from_row, from_text
+from apsislib.terms import Term
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,16 @@ class Reader:
         """How many runs pass every filter; counting stops at `limit`."""
         filters = self._filters(run_ids, job_id, states, args, exact_args, since, until, after, before)
         return self._count(self._narrowest(filters)[0], filters, limit)
+
+    def search(self, terms: Collection[Term], before: int | None, limit: int) -> tuple[list[Run], int | None]:
+        """(up to `limit` runs that pass every term, newest first; the `before` of the next page).
+
+        None for the latter: there is no more. A page may hold fewer, though more follow: what would
+        take long is done piece by piece.
+        """
+        budget = Deadline(searching.BUDGET, self._clock)
+        page = searching.search(self._all, terms, LAST if before is None else before, limit, budget)
+        return self._readable("runs", page.rows, from_row), page.rest
 
     def _filters(
         self,

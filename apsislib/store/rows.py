@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apsislib.runs import Run, run_number
+from apsislib.runs import Run, labels, quoted, run_number
 from apsislib.states import State
 
 # What a run keeps from its making to its end, and what its transitions change. An update leaves the
-# first alone, and with them four of the seven indexes.
+# first alone, and with them most of the indexes.
 FIXED = ("number", "job_id", "args", "rerun_of", "schedule", "occurrence", "cause")
 CHANGING = ("state", "timestamp", "rev", "times", "meta", "program", "conds", "actions", "run_state")
 
 COLUMNS = ", ".join(FIXED + CHANGING)
 
+# `labels` is for searches alone, and never read.
 SAVE = (
-    f"INSERT INTO runs ({COLUMNS}) VALUES ({', '.join('?' * len(FIXED + CHANGING))})"
+    f"INSERT INTO runs ({COLUMNS}, labels) VALUES ({', '.join('?' * len(FIXED + CHANGING))}, ?)"
     f" ON CONFLICT (number) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in CHANGING)}"
 )
 
@@ -70,6 +71,18 @@ def to_row(run: Run) -> tuple[Any, ...]:
         dump(run.actions) if run.actions else None,
         None if run.run_state is None else dump(run.run_state),
     )
+
+
+def to_saved(run: Run) -> tuple[Any, ...]:
+    """The values of SAVE."""
+    job = run.meta.get("job")
+    return (*to_row(run), pack_labels(labels(job)) if job else None)
+
+
+def pack_labels(names: Iterable[str]) -> str | None:
+    """Labels as one text, in which each stands quoted between commas; None: there are none."""
+    packed = ",".join([quoted(name) for name in sorted(names)])
+    return f",{packed}," if packed else None
 
 
 def from_row(row: tuple[Any, ...]) -> Run:
