@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,6 +65,8 @@ NAP = 5.0  # s; a wall clock set forward by an operator must not be slept throug
 SLICE = 100  # steps of one hold of the lock: a few ms
 INSTANT = 0.25  # s; how long a POST waits for runs that end at once
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
+LATE = 5.0  # s; a timer that is behind by more is an ailment
+UNPLACED = 5.0  # s; and so is a run that finds no agent for longer
 COMMIT = 30.0  # s; how long a command waits for its commit before it answers 503
 RETRY = 1.0  # s; after which work that a failing disk refused is tried again
 ID_BLOCK = 256  # run IDs reserved at a time: a crash skips as many at most
@@ -793,6 +796,32 @@ class Driver:
             "lock_hold": self._holds.json(),
             "writer_braked": self._store.braked,
         }
+
+    def ailments(self) -> list[str]:
+        """What keeps runs from starting in time, a sentence each; empty: nothing."""
+        if not self.is_running.is_set():
+            return ["starting: runs of earlier times are being taken up"]
+        found = []
+        if failing := self._store.stats()["failing"]:
+            found.append(f"the database can't be written: {failing}; nothing new is started")
+        elif self._store.braked:
+            found.append("the disk is far behind; nothing new is started")
+        now = self.clock.wall()
+        with self._hold() as kernel:
+            due = kernel.next_due()
+            unplaced = Counter(
+                str((run.program or {})["group_id"])
+                for run in kernel.runs.values()
+                if run.state is State.STARTING
+                and "group_id" in (run.program or {})
+                and not (run.run_state or {}).get("conn_id")
+                and now - run.timestamp > UNPLACED
+            )
+        if due is not None and now - due > LATE:
+            found.append(f"the timer is {now - due:.0f} s late")
+        for group, number in sorted(unplaced.items()):
+            found.append(f"no agent takes runs of group {group}: {number} wait for one")
+        return found
 
     # -- jobs --------------------------------------------------------------------------------------
 

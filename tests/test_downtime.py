@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 
 from server import ENDS, Server
@@ -20,14 +21,12 @@ def set_clock_back(server: Server, hours: int) -> None:
 
 
 def ends(server: Server) -> list[tuple[str, str]]:
-    """State and last log line of each run of the job that was made, by schedule time."""
+    """State and last log line of each run of the job that was due till now, by schedule time."""
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     runs = server.get("/runs", job_id="tick")["runs"].values()
-    made = sorted(
-        (run for run in runs if run["state"] != "scheduled"), key=lambda run: run["times"]["schedule"]
-    )
-    for run in made:
-        server.until(run["run_id"], *ENDS)
-    return [(server.run(r["run_id"])["state"], server.messages(r["run_id"])[-1]) for r in made]
+    due = sorted((run["times"]["schedule"], run["run_id"]) for run in runs)
+    ids = [run_id for schedule, run_id in due if schedule <= now]
+    return [(server.until(i, *ENDS)["state"], server.messages(i)[-1]) for i in ids]
 
 
 def test_all_that_was_due_meanwhile_runs_at_start(tmp_path: Path) -> None:

@@ -91,10 +91,14 @@ def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: 
     limit_files(server, 64 * 1024)
     made, why = until_refused(server)
     assert "can't be written" in why or "not on disk" in why
+    ill = requests.get(f"{server.url}/health", timeout=60)
+    assert ill.status_code == 503
+    assert ill.json()["reasons"][0].startswith("the database can't be written: ")
     assert server.get("/alive") == {} and len(server.get("/jobs")) == len(JOBS)
     assert requests.post(f"{server.url}/runs", json={"job_id": "echo"}, timeout=60).status_code == 503
     limit_files(server, resource.RLIM_INFINITY)
     after = until_made(server)
+    assert server.get("/health") == {"reasons": []}
     assert server.until(going, *ENDS)["state"] == "success"
     assert server.output(going) == b"".join(b"%d\n" % i for i in range(1, 10))
     for run_id in (*made, after):
@@ -105,6 +109,17 @@ def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: 
     server.start()
     for run_id in (going, *made, after, echo):
         assert server.run(run_id)["state"] == "success"
+
+
+def test_a_group_without_agents_is_an_ailment_as_long_as_runs_wait_for_one(server: Server) -> None:
+    assert server.get("/health") == {"reasons": []}
+    run_id = server.schedule({"job_id": "elsewhere"})
+    end = time.monotonic() + 60
+    while (ill := requests.get(f"{server.url}/health", timeout=60)).status_code == 200:
+        assert time.monotonic() < end
+    assert ill.json()["reasons"] == ["no agent takes runs of group far: 1 wait for one"]
+    server.post(f"/runs/{run_id}/stop")
+    assert server.get("/health") == {"reasons": []}
 
 
 def test_a_large_output_costs_little_memory_and_is_whole(server: Server) -> None:

@@ -36,6 +36,14 @@ def stats(parts: Parts, request: Request) -> Response:
     return ok(parts.driver.stats())
 
 
+def health(parts: Parts, request: Request) -> Response:
+    """For load balancers and whoever is on call: 200, or 503 with reasons."""
+    reasons = parts.driver.ailments()
+    if reasons:
+        return failed(503, "; ".join(reasons), reasons=reasons)
+    return ok({"reasons": []})
+
+
 def version(parts: Parts, request: Request) -> Response:
     return ok({"version": parts.version})
 

@@ -60,6 +60,9 @@ class Engine(Protocol):
         """Each condition of a waiting run: what it is, whether it holds, why not, since when."""
 
     def stats(self) -> Json: ...
+    def ailments(self) -> list[str]:
+        """What keeps runs from starting in time; empty: nothing."""
+
     def reload(self, dry_run: bool) -> Json: ...
 
 

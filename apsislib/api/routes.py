@@ -33,6 +33,7 @@ ROUTES = (
     Route(GET, f"{V1}/alive", control.alive),
     Route(GET, f"{V1}/running", control.running),
     Route(GET, f"{V1}/stats", control.stats),
+    Route(GET, f"{V1}/health", control.health),
     Route(GET, f"{V1}/summary", None, live="summary"),
     Route(GET, f"{V1}/jobs", jobs.all_jobs),
     Route(GET, f"{V1}/jobs/{{job_id+}}/runs", runs.of_job),
