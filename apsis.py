@@ -142,6 +142,7 @@ class Apsis:
                 get_calendar=calendars.get,
                 host=lambda driver: Host(driver, self.store, clock, self.agents),
                 die=self._die,
+                smtp=config.smtp,
             ),
             since=config.schedule.since,
             refuse_older=config.schedule.max_age if config.schedule.on_max_age == "fail" else None,

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from apsislib.conditions import ORDER, parse_states
+from apsislib import extensions
+from apsislib.conditions import parse_states
 from apsislib.errors import FieldError
+from apsislib.extensions import if_json, on_text
 from apsislib.runs import Json, instance
 from apsislib.states import State
 
-_KEYS = frozenset({"type", "job_id", "args", "if"})
+_NO_TYPES: Mapping[str, str] = MappingProxyType({})
+_KEYS = {
+    "schedule": frozenset({"type", "job_id", "args", "if"}),
+    "email": frozenset({"type", "to", "from", "subject", "if"}),
+}
 
 
 class Action(Protocol):
@@ -36,12 +43,25 @@ class ScheduleAction:
 
     def to_json(self) -> dict[str, Any]:
         json: dict[str, Any] = {"type": "schedule", "job_id": self.job_id, "args": dict(self.args)}
-        text = f"schedule {instance(self.job_id, self.args)}"
-        if self.states is not None:
-            states = [s.value for s in ORDER if s in self.states]
-            json["if"] = {"states": states}
-            text += f" on {'|'.join(states)}"
-        return json | {"str": text}
+        text = f"schedule {instance(self.job_id, self.args)}{on_text(self.states)}"
+        return json | if_json(self.states) | {"str": text}
+
+
+@dataclass(frozen=True, slots=True)
+class EmailAction:
+    """Sends an e-mail about the run. Texts are templates."""
+
+    to: tuple[str, ...]
+    sender: str
+    subject: str | None = None  # None: job, args and state
+    states: frozenset[State] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        json: dict[str, Any] = {"type": "email", "to": list(self.to), "from": self.sender}
+        if self.subject is not None:
+            json["subject"] = self.subject
+        text = f"e-mail to {', '.join(self.to)}{on_text(self.states)}"
+        return json | if_json(self.states) | {"str": text}
 
 
 def owed(action: Json, state: State) -> bool:
@@ -50,18 +70,43 @@ def owed(action: Json, state: State) -> bool:
     return states is None or state.value in states
 
 
-def parse(mapping: Any) -> Action:
-    """The action that a mapping means. Raises FieldError with the key path."""
+def parse(mapping: Any, types: Mapping[str, str] = _NO_TYPES) -> Action:
+    """The action that a mapping means. `types`: short names of users' classes.
+
+    Raises FieldError with the key path.
+    """
+    known = ", ".join([*_KEYS, *types])
     if not isinstance(mapping, Mapping):
         raise FieldError("an action must be a mapping with a type")
     if "type" not in mapping:
-        raise FieldError("missing type (known: schedule)")
-    if mapping["type"] != "schedule":
-        raise FieldError(f"unknown action type: {mapping['type']} (known: schedule)", ["type"])
-    surplus = [str(k) for k in mapping if k not in _KEYS]
+        raise FieldError(f"missing type (known: {known})")
+    kind = mapping["type"]
+    states = _if_states(mapping.get("if"))
+    path = extensions.path_of(kind, types, _KEYS)
+    if path is not None:
+        return extensions.parse_action(mapping, path, states)
+    if not isinstance(kind, str) or kind not in _KEYS:
+        raise FieldError(
+            f"unknown action type: {kind} (known: {known}, or a class: package.module.Class)", ["type"]
+        )
+    surplus = [str(k) for k in mapping if k not in _KEYS[kind]]
     if surplus:
         raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
-    return ScheduleAction(*_target(mapping), _if_states(mapping.get("if")))
+    return ScheduleAction(*_target(mapping), states) if kind == "schedule" else _email(mapping, states)
+
+
+def _email(mapping: Mapping[str, Any], states: frozenset[State] | None) -> EmailAction:
+    for key in ("to", "from"):
+        if mapping.get(key) is None:
+            raise FieldError(f"missing key: {key}")
+    to = mapping["to"] if isinstance(mapping["to"], list) else [mapping["to"]]
+    texts = {"from": mapping["from"], "subject": mapping.get("subject", "")}
+    for key, value in [*(("to", address) for address in to), *texts.items()]:
+        if not isinstance(value, str) or (key != "subject" and not value.strip()):
+            raise FieldError(f"{key} must be a text: {value!r}", [key])
+    if not to:
+        raise FieldError("to must be an address, or a list of them", ["to"])
+    return EmailAction(tuple(to), mapping["from"], mapping.get("subject"), states)
 
 
 def successor(value: Any) -> Action:

@@ -68,7 +68,9 @@ HOLDS = Verdict(True)
 class Bound(Protocol):
     """A condition of one run."""
 
-    monotonic: ClassVar[bool]  # once it holds it holds for ever
+    @property
+    def monotonic(self) -> bool:
+        """Once it holds it holds for ever."""
 
     def judge(self, run: Run, view: View) -> Verdict: ...
     def to_json(self) -> dict[str, Any]: ...
@@ -188,6 +190,39 @@ class BoundConst:
         return {"type": "const", "value": self.value, "str": f"const {str(self.value).lower()}"}
 
 
+@dataclass(frozen=True, slots=True)
+class BoundOwn:
+    """A condition of a user's class, which is asked off the lock: extensions.py says how."""
+
+    path: str  # of the class
+    config: Json
+    interval: float  # seconds from an answer to the next question
+    monotonic: bool = True
+
+    def judge(self, run: Run, view: View) -> Verdict:
+        return Verdict(False, f"asking {self.path}")
+
+    def to_json(self) -> dict[str, Any]:
+        keys = "".join(f" {key}={value}" for key, value in self.config.items())
+        return {
+            "type": self.path,
+            "config": dict(self.config),
+            "interval": self.interval,
+            "monotonic": self.monotonic,
+            "str": self.path + keys,
+        }
+
+
+def about(cond: Bound) -> tuple[RunKey, frozenset[State]] | None:
+    """Which unfinished runs a condition that does not hold waits for: of what instance, in what states."""
+    match cond:
+        case BoundDependency():
+            return (cond.job_id, canonical(cond.args)), frozenset(State) - FINISHED
+        case BoundMaxRunning():
+            return (cond.job_id, canonical(cond.args)), OCCUPYING
+    return None
+
+
 def load(json: Json) -> Bound:
     """The bound condition of its stored JSON. Raises BadRequest for a kind that is not known."""
     match json.get("type"):
@@ -207,6 +242,8 @@ def load(json: Json) -> Bound:
             return BoundSkipDuplicate(check, State(json["target_state"]), job_id, args, json["run_id"])
         case "const":
             return BoundConst(bool(json["value"]))
+        case str(kind) if "config" in json:
+            return BoundOwn(kind, json["config"], float(json["interval"]), bool(json["monotonic"]))
         case kind:
             raise BadRequest(f"unknown condition type in the database: {kind}")
 
@@ -334,23 +371,34 @@ class Const:
 # -- parsing ---------------------------------------------------------------------------------------
 
 
-def parse(mapping: Any) -> Condition:
-    """The condition that a job file's mapping means. Raises FieldError with the key path."""
+def parse(mapping: Any, more: Iterable[str] = ()) -> Condition:
+    """The condition that a job file's mapping means. `more`: other types, that users have made.
+
+    Raises FieldError with the key path.
+    """
+    known_types = ", ".join([*_PARSERS, *more])
     if not isinstance(mapping, Mapping):
         raise FieldError("a condition must be a mapping with a type")
     if "type" not in mapping:
-        raise FieldError(f"missing type (known: {', '.join(_PARSERS)})")
+        raise FieldError(f"missing type (known: {known_types})")
     kind = mapping["type"]
-    if kind not in _PARSERS:
-        raise FieldError(f"unknown condition type: {kind} (known: {', '.join(_PARSERS)})", ["type"])
+    if not isinstance(kind, str) or kind not in _PARSERS:
+        raise FieldError(
+            f"unknown condition type: {kind} (known: {known_types}, or a class: package.module.Class)",
+            ["type"],
+        )
     known, parser = _PARSERS[kind]
     surplus = [str(k) for k in mapping if k not in known and k not in ("type", "enabled")]
     if surplus:
         raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
+    return parser(mapping, parse_enabled(mapping))
+
+
+def parse_enabled(mapping: Mapping[str, Any]) -> Enabled:
     enabled = mapping.get("enabled")
     if enabled is not None and not isinstance(enabled, bool | str):
         raise FieldError("enabled must be a bool or a quoted string", ["enabled"])
-    return parser(mapping, Enabled(enabled))
+    return Enabled(enabled)
 
 
 def parse_states(value: Any, key: str) -> frozenset[State]:
@@ -424,6 +472,8 @@ _PARSERS: dict[str, tuple[frozenset[str], Callable[[Mapping[str, Any], Enabled],
     "skip_duplicate": (frozenset({"check_states", "target_state"}), _parse_skip_duplicate),
     "const": (frozenset({"value"}), _parse_const),
 }
+
+KINDS = frozenset(_PARSERS)
 
 
 def _states(value: Any, key: str) -> frozenset[State]:

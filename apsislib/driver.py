@@ -7,7 +7,8 @@ started, an action, a template expanded) is done by hands, after the writer has 
     apsis-timer      ticks the kernel when something is due
     apsis-program    tells programs what was decided about their runs, in order
     apsis-bind-N     expands templates of expected runs, asks the database for outcomes
-    apsis-action-N   does owed actions
+    apsis-action-N   schedules what actions schedule
+    apsis-own-N, apsis-check-N    users' own actions and conditions, and e-mail: see outside.py
     apsis-remote-N   blocking work of programs (ECS, users' classes)
 """
 
@@ -20,16 +21,19 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from apsislib import binding, figures, templates
 from apsislib.clock import Clock, Deadline
+from apsislib.config.keys import Smtp
 from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet
+from apsislib.outside import Outside
 from apsislib.runs import (
     Bind,
+    Check,
     Connect,
     Drop,
     Effect,
@@ -98,6 +102,7 @@ class Parts:
     get_calendar: Callable[[str], Any]
     host: Callable[[Driver], Any]  # makes the Host that programs are given
     die: Callable[[str], None]  # the process cannot go on: exits with status 70
+    smtp: Smtp = field(default_factory=Smtp)  # how e-mail actions send
 
 
 class _Watch:
@@ -172,6 +177,7 @@ class Driver:
         self._programs = ThreadPoolExecutor(1, "apsis-program")
         self._binders = ThreadPoolExecutor(2, "apsis-bind")
         self._actors = ThreadPoolExecutor(2, "apsis-action")
+        self._outside = Outside(store, parts.smtp, parts.get_calendar, self._find_job, self.expected)
         self._remote = ThreadPoolExecutor(8, "apsis-remote")
 
     # -- life ------------------------------------------------------------------------------------
@@ -191,7 +197,7 @@ class Driver:
         self._store.wait(self._flushed, COMMIT)
         self._programs.submit(lambda: None).result()  # Connect effects have been acted on
         for owe in owed:
-            self._submit(self._actors, self._insist, self._actors, self._do_action, owe)
+            self._hand_on(owe)
         log.info("restored %d runs, %d owed actions", len(active), len(owed))
 
     def start(self) -> None:
@@ -206,7 +212,7 @@ class Driver:
         if self._timer.ident is not None:
             self._timer.join(deadline.left())
         threads = [self._timer]
-        for pool in (self._actors, self._binders, self._programs, self._remote):
+        for pool in (self._actors, self._binders, self._programs, self._remote, *self._outside.pools):
             threads += list(pool._threads)
             pool.shutdown(wait=False, cancel_futures=True)
         for thread in threads[1:]:
@@ -313,7 +319,9 @@ class Driver:
                 case Lookup(key):
                     self._submit(self._binders, self._insist, self._binders, self._look_up, key)
                 case Owe():
-                    self._submit(self._actors, self._insist, self._actors, self._do_action, effect)
+                    self._hand_on(effect)
+                case Check():
+                    self._submit(self._outside.checkers, self._check, effect)
         gone = [run_id for e in effects if isinstance(e, Deleted) for run_id in e.run_ids]
         for run in ended:
             watch = self._watches.get(run.run_id)
@@ -456,22 +464,40 @@ class Driver:
             kernel.expect(effect.token, runs, notes, self.clock.wall(), self.clock.boot())
             self._due.notify()
 
+    def _check(self, check: Check) -> None:
+        """(apsis-check) Ask a condition of a user's class."""
+        verdict, output = self._outside.check(check)
+        with self._hold() as kernel:
+            now, boot = self.clock.wall(), self.clock.boot()
+            kernel.answer(check.run.run_id, check.index, verdict, now, boot, output)
+            self._due.notify()
+
+    def _hand_on(self, owe: Owe) -> None:
+        """Have an owed action done by threads that it may block, if it is not one of ours."""
+        pool = self._actors if owe.action.get("type") == "schedule" else self._outside.actors
+        self._submit(pool, self._insist, pool, self._do_action, owe)
+
     def _do_action(self, owe: Owe) -> None:
-        """(apsis-action) Do what a transition owed; in one commit with the note that it is done."""
+        """(apsis-action, apsis-own) Do what a transition owed; in one commit with the note of it."""
         source = owe.run
+        said: str | None = None
+        run: Run | None = None
         try:
-            run = self._scheduled_by(owe)
+            if owe.action.get("type") == "schedule":
+                run = self._scheduled_by(owe)
+            else:
+                said = self._outside.act(owe)
         except Unavailable:
             raise  # the disk: it stays owed, and is tried again
         except Exception as error:
             if not isinstance(error, ApsisError):
                 log.error("action of %s failed:\n%s", source.run_id, traceback.format_exc())
+            said = f"error: action: {_text(error)}"
+        if run is None:
             with self._hold() as kernel:
-                now = self.clock.wall()
-                kernel.outbox += [
-                    Note(source.run_id, now, f"error: action: {_text(error)}"),
-                    Settle(owe.cause),
-                ]
+                kernel.outbox.append(Settle(owe.cause))
+                if said:
+                    kernel.outbox.append(Note(source.run_id, self.clock.wall(), said))
             return
         name = instance(run.job_id, run.args)
         with self._hold() as kernel:
@@ -485,8 +511,6 @@ class Driver:
 
     def _scheduled_by(self, owe: Owe) -> Run:
         source, action = owe.run, owe.action
-        if action.get("type") != "schedule":
-            raise BadRequest(f"unknown action type: {action.get('type')}")
         job = self.job(action["job_id"])
         names = templates.names(source.args, source.run_id, source.job_id, self._parts.get_calendar)
         args = {k: templates.expand(v, names) for k, v in action["args"].items()}
@@ -507,10 +531,13 @@ class Driver:
 
     def job(self, job_id: str) -> Job:
         """The job of exactly this ID, ad hoc ones included. Raises BadRequest."""
-        job = self.jobs.get(job_id) or self._ad_hoc.get(job_id)
+        job = self._find_job(job_id)
         if job is None:
             raise BadRequest(f"unknown job ID: {job_id}")
         return job
+
+    def _find_job(self, job_id: str) -> Job | None:
+        return self.jobs.get(job_id) or self._ad_hoc.get(job_id)
 
     def match(self, job_id: str) -> Job:
         """The job of this ID, or the only one that it abbreviates. Raises NotFound or BadRequest."""
@@ -773,6 +800,7 @@ class Driver:
         with self._hold() as kernel:
             counts = kernel.counts()
         pools = {"bind": self._binders, "action": self._actors, "remote": self._remote}
+        pools |= {"own": self._outside.actors, "check": self._outside.checkers}
         return {
             "start_time": format_time(self._started),
             "time": format_time(self.clock.wall()),
@@ -780,7 +808,7 @@ class Driver:
                 "num_waiting": counts["waiting"],
                 "num_running": counts["starting"] + counts["running"],
                 "num_stopping": counts["stopping"],
-                "num_action": self._actors._work_queue.qsize(),
+                "num_action": sum(p._work_queue.qsize() for p in (self._actors, self._outside.actors)),
             },
             "scheduled": {"num_heap": counts["heap"], "num_entries": counts["alarms"]},
             "run_store": {

@@ -206,6 +206,7 @@ class Alarm(IntEnum):
     GRACE = 5  # boot: SIGKILL follows
     RECONNECT = 6  # boot: the agent has been away for too long
     WAKE = 7  # boot: its program asked for it
+    CHECK = 8  # boot: a condition of a user's class is to be asked again
 
 
 # -- what programs report ------------------------------------------------------------------------
@@ -400,6 +401,14 @@ class Lookup:
 
 
 @dataclass(frozen=True, slots=True)
+class Check:
+    """Not stored: ask a condition of a user's class, off the lock. `index`: of the run's conditions."""
+
+    run: Run
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bind:
     """Not stored: make (bind) the expected runs of these occurrences, off the lock."""
 
@@ -424,5 +433,6 @@ Effect = (
     | Expect
     | Drop
     | Lookup
+    | Check
     | Bind
 )

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from apsislib import actions, conditions
 from apsislib.alarms import Alarms
-from apsislib.conditions import OCCUPYING, BoundMaxRunning, RunKey, Verdict, ended_key, slots_key
+from apsislib.conditions import OCCUPYING, BoundMaxRunning, BoundOwn, RunKey, Verdict, ended_key, slots_key
 from apsislib.cursors import Cursor, Cursors
 from apsislib.errors import ApsisError, RunError
 from apsislib.runs import (
@@ -25,6 +26,7 @@ from apsislib.runs import (
     Args,
     Back,
     Bind,
+    Check,
     Connect,
     Drop,
     Effect,
@@ -62,6 +64,9 @@ from apsislib.states import ACTIVE, FINISHED, TRANSITIONS, State
 from apsislib.waits import Outcomes, Wait, Waits
 
 CLOCK_STEP = 1.0  # s; the stored clock moves at least so far, unless runs are claimed
+LAST_WORD = 10.0  # s; how long an answer that is under way is waited for when waiting.max_time is over
+HELD = 1.0  # s; after which a waiting run's alarm is looked at again, while nothing may be started
+NAMED = 100  # runs that a waiting run is said to wait for
 SIGKILL = 9
 OWN = ("timers", "timed_out", "signals", "stop_asked")  # what the kernel itself keeps in a run_state
 
@@ -102,6 +107,7 @@ class Scheduler:
         self._notes: dict[str, str] = {}  # run ID: what to say of an expected run's time
         self._token = 0
         self._held = False  # waiting runs are not judged yet: expected ones are not all made
+        self._braked = False  # the disk is failing: nothing is started
 
     # -- time ------------------------------------------------------------------------------------
 
@@ -110,6 +116,7 @@ class Scheduler:
 
         `brake`: the disk is failing. Nothing new is started; what runs is still timed out and killed.
         """
+        self._braked = brake
         if brake:
             while limit > 0 and (due := self._alarms.pop(float("-inf"), boot)) is not None:
                 limit -= 1
@@ -336,7 +343,9 @@ class Scheduler:
             case Alarm.STOP if run.state is State.RUNNING:
                 self._stop(run, wall, boot)
             case Alarm.WAITING if run.state is State.WAITING:
-                self._judge(run_id, wall, boot, last=True)
+                self._time_is_up(run_id, wall, boot)
+            case Alarm.CHECK if run.state is State.WAITING:
+                self._check_again(run, wall, boot)
             case Alarm.START if run.state is State.STARTING:
                 group = (run.program or {}).get("group_id", "default")
                 self._move(
@@ -405,7 +414,7 @@ class Scheduler:
             self._waits.leave(run_id)
             text = f"error: {verdict.reason}" if verdict.move is State.ERROR else verdict.reason
             self._move(run, verdict.move, wall, text, force=True)
-        elif last:
+        elif last or (wait.over and verdict.lookup is None and index not in wait.asked):
             self._waits.leave(run_id)
             text = run.conds[index].get("str", "")
             limit = self._settings.max_waiting
@@ -418,6 +427,66 @@ class Scheduler:
             if verdict.lookup is not None and self._outcomes.ask(verdict.lookup):
                 self.outbox.append(Lookup(verdict.lookup))
         self._waits.passed(keys, self._waits.get(run_id))
+
+    def _time_is_up(self, run_id: str, wall: float, boot: float) -> None:
+        """waiting.max_time is over. An answer that is under way, as after a restart, may still come."""
+        wait = self._waits.get(run_id)
+        if wait is None:
+            return
+        if self._held or self._braked:
+            self._alarms.arm(run_id, Alarm.WAITING, boot + HELD)
+        elif wait.over:
+            self._judge(run_id, wall, boot, last=True)
+        else:
+            wait.over = True
+            wait.answers = {i: v for i, v in wait.answers.items() if v.holds}
+            self._alarms.arm(run_id, Alarm.WAITING, boot + LAST_WORD)
+            self._judge(run_id, wall, boot)
+
+    # -- conditions of users' own ------------------------------------------------------------------
+
+    def answer(
+        self, run_id: str, index: int, verdict: Verdict, wall: float, boot: float, output: str | None = None
+    ) -> None:
+        """The answer to a Check. `output`: a traceback to store with the error that it makes."""
+        run, wait = self.runs.get(run_id), self._waits.get(run_id)
+        if run is None or wait is None or index not in wait.asked:
+            return
+        wait.asked.discard(index)
+        wait.answers[index] = verdict
+        cond = wait.conds[index]
+        assert isinstance(cond, BoundOwn)
+        if output is not None:
+            self.outbox.append(Output(run_id, output.encode("utf-8", "replace"), "traceback", "traceback"))
+        if not (verdict.holds and cond.monotonic) and self._alarms.armed(run_id, Alarm.CHECK) is None:
+            self._alarms.arm(run_id, Alarm.CHECK, boot + cond.interval)
+        self._waits.wake(run_id)
+
+    def _check_again(self, run: Run, wall: float, boot: float) -> None:
+        """Answers that may have changed are too old."""
+        wait = self._waits.get(run.run_id)
+        if wait is None:
+            return
+        conds = wait.conds
+        if self._braked:
+            self._alarms.arm(run.run_id, Alarm.CHECK, boot + HELD)
+            return
+        if wait.asked:
+            # Those that came stay good until the last has: or two slow ones would never hold at once.
+            slowest = max(c.interval for c in conds if isinstance(c, BoundOwn))
+            self._alarms.arm(run.run_id, Alarm.CHECK, boot + slowest)
+            return
+        wait.answers = {i: v for i, v in wait.answers.items() if v.holds and conds[i].monotonic}
+        self._judge(run.run_id, wall, boot)
+
+    def _asked(self, run: Run, wait: Wait, index: int, cond: BoundOwn) -> Verdict:
+        verdict = wait.answers.get(index)
+        if verdict is not None:
+            return verdict
+        if index not in wait.asked:
+            wait.asked.add(index)
+            self.outbox.append(Check(run, index))
+        return cond.judge(run, self)
 
     def _verdict(self, run: Run, wait: Wait, wall: float) -> tuple[Verdict, int]:
         for index in range(wait.at, len(wait.conds)):
@@ -439,8 +508,10 @@ class Scheduler:
         return conditions.HOLDS, 0
 
     def _ask(self, run: Run, wait: Wait, index: int) -> Verdict:
-        verdict = wait.conds[index].judge(run, self)
         cond = wait.conds[index]
+        if isinstance(cond, BoundOwn):
+            return self._asked(run, wait, index, cond)
+        verdict = cond.judge(run, self)
         if verdict.holds and isinstance(cond, BoundMaxRunning):
             # First come, first served: a free slot belongs to the head of the queue.
             key = slots_key((cond.job_id, canonical(cond.args)))
@@ -459,9 +530,24 @@ class Scheduler:
         for index, cond in enumerate(run.conds):
             row: dict[str, Any] = {"condition": cond.get("str", ""), "holds": index < wait.at}
             if index == wait.blocked:
-                row |= {"holds": False, "reason": wait.reason, "since": wait.since}
+                row |= {"holds": False, "reason": self._reason(run, wait), "since": wait.since}
+                row["runs"] = self._concerned(wait.conds[index])
             rows.append(row)
         return rows
+
+    def _reason(self, run: Run, wait: Wait) -> str:
+        """As of now: much may have changed since the run was judged, for which it was not to be woken."""
+        cond = wait.conds[wait.blocked]
+        verdict = conditions.HOLDS if isinstance(cond, BoundOwn) else cond.judge(run, self)
+        return verdict.reason or wait.reason
+
+    def _concerned(self, cond: conditions.Bound) -> list[dict[str, str]]:
+        about = conditions.about(cond)
+        if about is None:
+            return []
+        key, states = about
+        mine = (r for r in self.live(key) if r.state in states)
+        return [{"run_id": r.run_id, "state": r.state.value} for r in islice(mine, NAMED)]
 
     def outcome(self, key: RunKey, states: Iterable[State]) -> None:
         """The answer to a Lookup."""

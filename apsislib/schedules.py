@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from apsislib import classes, times
 from apsislib import cron as crons
-from apsislib import times
 from apsislib.calendars import Calendars
 from apsislib.errors import FieldError
 from apsislib.runs import Args, Occurrence, Schedule
@@ -259,32 +258,14 @@ def _parse_own(fields: _Fields, kind: str, types: Mapping[str, str], enabled: bo
         known = ", ".join([*_KINDS, *types])
         raise FieldError(f"bad type: {kind} (known: {known}, or the dotted path of a class)", ["type"])
     try:
-        cls = _import(path)
+        cls = classes.locate(path)
     except Exception as error:  # whatever importing a user's module raises
         raise FieldError(f"bad type: {kind}: {error}", ["type"]) from error
     if not (isinstance(cls, type) and callable(getattr(cls, "from_config", None)) and hasattr(cls, "after")):
         raise FieldError(f"type {kind} not a schedule: a class with from_config and after", ["type"])
     config = {str(k): v for k, v in fields.mapping.items() if k not in ("type", "enabled", "args")}
-    try:
-        inner = cls.from_config(dict(config))  # type: ignore[attr-defined]
-    except FieldError:
-        raise
-    except Exception as error:  # whatever a user's class raises is the job file's error
-        raise FieldError(f"{kind}: {type(error).__name__}: {error}") from error
+    inner = classes.called(kind, cls.from_config, dict(config))  # type: ignore[attr-defined]
     return Own(kind, inner, enabled, args, config)
-
-
-def _import(path: str) -> Any:
-    """The object at a dotted path: the longest importable prefix is the module, the rest attributes."""
-    holder, _, name = path.rpartition(".")
-    try:
-        found = importlib.import_module(holder)
-    except ModuleNotFoundError as error:
-        # Missing is the module itself, perhaps a class; else it is something that the module imports.
-        if "." not in holder or not f"{holder}.".startswith(f"{error.name}."):
-            raise
-        found = _import(holder)
-    return getattr(found, name)
 
 
 def _parse_stop(fields: _Fields) -> Stop:

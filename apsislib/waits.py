@@ -10,9 +10,9 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from apsislib.conditions import Bound, Key, RunKey
+from apsislib.conditions import Bound, Key, RunKey, Verdict
 from apsislib.states import FINISHED, State
 
 REMEMBERED = 10_000  # instances whose outcomes are kept; a query each brings back what was dropped
@@ -29,6 +29,9 @@ class Wait:
     since: float = 0.0  # wall instant from which it waits for that one
     reason: str = ""
     keys: tuple[Key, ...] = ()
+    asked: set[int] = field(default_factory=set)  # conditions of users' own that have not answered yet
+    answers: dict[int, Verdict] = field(default_factory=dict)
+    over: bool = False  # its time to wait is over, but an answer is still to come
 
 
 class Waits:

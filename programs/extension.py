@@ -29,13 +29,13 @@ end does it otherwise, without a run_state.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from apsislib import classes
 from apsislib.clock import Deadline
 from apsislib.errors import FieldError
 from apsislib.runs import Finished, Json, Placed, Remark, Run, Running, Update
@@ -70,9 +70,9 @@ class Extensions:
 
         Raises FieldError: no such class, or it refuses its keys.
         """
-        cls = _find(dotted, kind)
+        cls = classes.find(dotted, "program", _NEEDS)
         if hasattr(cls, "check"):
-            _ask(shown or dotted, cls.check, dict(mapping))
+            classes.called(shown or dotted, cls.check, dict(mapping))
         config = {
             key: _check(value, str(key)) for key, value in mapping.items() if key not in ("type", "str")
         }
@@ -84,7 +84,7 @@ class Extensions:
     def load(self, dotted: str, json: Json, shown: str | None = None) -> Bound:
         """The bound program. Raises FieldError."""
         config = {key: value for key, value in json.items() if key not in ("type", "str")}
-        return Extension(shown or dotted, _find(dotted, dotted), config, self)
+        return Extension(shown or dotted, classes.find(dotted, "program", _NEEDS), config, self)
 
     def begin(self, run_id: str, thread: threading.Thread, program: Any) -> None:
         with self._lock:
@@ -136,7 +136,7 @@ class Extension(Bound):
 
     def make(self, config: Mapping[str, Any]) -> Any:
         """An instance. Raises FieldError with what the class says."""
-        return _ask(self._dotted, self._cls.from_config, dict(config))  # type: ignore[attr-defined]
+        return classes.called(self._dotted, self._cls.from_config, dict(config))  # type: ignore[attr-defined]
 
     def bind(self, expand: Expand) -> Extension:
         config = {key: _expanded(value, key, expand) for key, value in self._config.items()}
@@ -270,41 +270,7 @@ class Reporter:
             self.host.report(self._run_id, Finished(state, message, None if meta is None else dict(meta)))
 
 
-def _ask(dotted: str, method: Callable[[dict[str, Any]], Any], mapping: dict[str, Any]) -> Any:
-    """What a user's class says of its keys. Raises FieldError."""
-    try:
-        return method(mapping)
-    except FieldError:
-        raise
-    except Exception as error:
-        raise FieldError(f"{dotted}: {type(error).__name__}: {error}") from error
-
-
-def _find(dotted: str, kind: str) -> type:
-    """The class: the longest importable prefix is its module, the rest are attributes. Raises FieldError."""
-    parts = dotted.split(".")
-    why = ""
-    for cut in range(len(parts) - 1, 0, -1):
-        name = ".".join(parts[:cut])
-        try:
-            found: Any = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (name + ".").startswith(error.name + "."):
-                why = f": {error}"  # the module is there, but not one that it needs
-                break
-            continue
-        except Exception as error:  # a module of somebody else's may raise anything
-            why = f": {type(error).__name__}: {error}"
-            break
-        for part in parts[cut:]:
-            found = getattr(found, part, None)
-        if not isinstance(found, type):
-            break
-        for method in ("from_config", "run"):
-            if not callable(getattr(found, method, None)):
-                raise FieldError(f"type {dotted} not a program: it has no {method}()", ["type"])
-        return found
-    raise FieldError(f"unknown program type: {kind}{why}", ["type"])
+_NEEDS = ("from_config", "run")
 
 
 def _check(value: Any, key: str) -> Any:

@@ -19,6 +19,7 @@ from apsislib.conditions import Condition
 from apsislib.errors import BadRequest
 from apsislib.runs import (
     Bind,
+    Check,
     Effect,
     Finished,
     Job,
@@ -78,6 +79,7 @@ class Sim:
         self.keep_effects = False
         self.launched: list[tuple[str, float]] = []
         self.on_launch: Callable[[Run], None] | None = None
+        self.checks: list[Check] = []
         self._number = 0
         self._writes: dict[type, Callable[[Any], None]] = {
             Save: self._write_save,
@@ -94,6 +96,7 @@ class Sim:
             Launch: self._do_launch,
             Signal: self._do_signal,
             Wake: self._do_wake,
+            Check: lambda check: self.checks.append(check),  # tests answer them
         }
         self.kernel = Scheduler(self.settings, self.stored_clock)
 
@@ -134,6 +137,8 @@ class Sim:
                 self.clock.advance(then - self.clock.wall())
             elif not nexts:
                 break
+            elif wall is None or wall > self.clock.wall():
+                self.clock.advance(1e-6)  # due by the boot clock, but for what rounding has eaten
         if end > self.clock.wall():
             self.clock.advance(end - self.clock.wall())
             self.settle()

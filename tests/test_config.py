@@ -221,7 +221,10 @@ def test_retention_is_a_duration_off_or_left_to_the_database(read):
         ("http: 5", "http must be a mapping of keys to values: 5"),
         ("procstar: {agent: {local: 1}}", "procstar.agent.local must be true or false: 1"),
         ("program_types: {a: B}", "program_types: must be a class like package.module.Class: 'B'"),
-        ("action: {type: nope}", "action: unknown action type: nope (known: schedule)"),
+        (
+            "action: {type: nope}",
+            "action: unknown action type: nope (known: schedule, email, or a class: package.module.Class)",
+        ),
         ("action: [{type: schedule, job_id: a}, 3]", "action: an action must be a mapping with a type"),
         ("job_dir: ''", "job_dir must be a path: ''"),
         ("http: {host: [a]}", "http.host must be a text: ['a']"),

@@ -26,6 +26,7 @@ FLOORS = {
     "apsislib.times": 10,
     "apsislib.yamlio": 10,
     "apsislib.meter": 10,
+    "apsislib.classes": 10,
     "apsislib.calendars": 11,
     "apsislib.dateformat": 11,
     "apsislib.dates": 12,
@@ -38,7 +39,8 @@ FLOORS = {
     "apsislib.timetables": 22,
     "apsislib.schedules": 23,
     "apsislib.conditions": 21,
-    "apsislib.actions": 22,
+    "apsislib.extensions": 22,
+    "apsislib.actions": 23,
     # files
     "apsislib.binding": 30,
     "apsislib.jobs": 31,
@@ -54,7 +56,9 @@ FLOORS = {
     "apsislib.figures": 50,
     "apsislib.wire": 50,
     "apsislib.sockets": 50,
+    "apsislib.mail": 50,
     # the engine
+    "apsislib.outside": 59,
     "apsislib.driver": 60,
     "apsislib.upkeep": 60,
     # edges
@@ -102,6 +106,7 @@ DOORS = {
     "boto3": {"programs"},
     "botocore": {"programs"},
     "sqlite3": {"apsislib.store"},
+    "smtplib": {"apsislib.mail"},
     "time": {"apsislib.clock"},
     "zoneinfo": {"apsislib.times"},
     "http.server": {"apsislib.api", "apsislib.agent"},

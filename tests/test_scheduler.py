@@ -558,6 +558,7 @@ def test_why_a_run_waits(sim: Sim) -> None:
             "holds": False,
             "reason": "up is running",
             "since": sim.clock.wall(),
+            "runs": [{"run_id": "r1", "state": "running"}],
         },
     ]
 

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from apsislib import yamlio
+from apsislib import actions, yamlio
 from apsislib.config.keys import Config, Ecs, Tls
 from apsislib.config.values import parse_signal
 from apsislib.errors import FieldError, JobError, JobErrors
@@ -233,7 +233,19 @@ class _Reader:
             self.warnings.append(
                 f"http.host is {config.http.host}: whoever reaches it may run commands as the agents' user"
             )
-        return replace(config, procstar=replace(config.procstar, agent=agent))
+        own = self.actions(config.action, config.action_types)
+        return replace(config, procstar=replace(config.procstar, agent=agent), action=own)
+
+    def actions(self, given: Sequence[Any], types: Mapping[str, str]) -> tuple[actions.Action, ...]:
+        many = isinstance(self.root.get("action"), list)
+        parsed = []
+        for i, item in enumerate(given):
+            try:
+                parsed.append(actions.parse(item, types))
+            except FieldError as error:
+                here: Keys = ("action", i) if many else ("action",)
+                self.error(here + error.keys, f"action: {error.message}")
+        return tuple(parsed)
 
     def check_ecs(self, ecs: Ecs, enabled: bool, keys: Keys) -> None:
         if ecs.launch_type and ecs.capacity_provider_strategy:

@@ -262,7 +262,8 @@ class Config:
     python: Python = _section(Python)
     smtp: Smtp = _section(Smtp)
     # Actions that follow the transitions of every run, besides its job's own.
-    action: tuple[actions.Action, ...] = _key(values.all_actions, ())
+    # They are parsed last: action_types may name their classes.
+    action: tuple[actions.Action, ...] = _key(values.items, ())
     # Short names for users' own classes: name -> package.module.Class.
     program_types: Mapping[str, str] = field(default_factory=dict, metadata={"parse": values.types})
     schedule_types: Mapping[str, str] = field(default_factory=dict, metadata={"parse": values.types})

@@ -12,7 +12,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
-from apsislib import actions
 from apsislib.errors import FieldError
 from apsislib.times import parse_duration, parse_time
 
@@ -178,16 +177,8 @@ def types(value: Any) -> Mapping[str, str]:
     return {str(name): str(target) for name, target in value.items()}
 
 
-def all_actions(value: Any) -> tuple[actions.Action, ...]:
-    if not isinstance(value, list):
-        return (actions.parse(value),)
-    parsed = []
-    for i, item in enumerate(value):
-        try:
-            parsed.append(actions.parse(item))
-        except FieldError as error:
-            raise error.under(i) from None
-    return tuple(parsed)
+def items(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list) else (value,)
 
 
 def account(value: Any) -> str:

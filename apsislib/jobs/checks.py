@@ -21,6 +21,7 @@ GetCalendar = Callable[[str], Any]
 Key = tuple[str, str]  # (job ID, canonical args)
 
 MADE_UP = "2024-01-02"  # the likeliest arg of all is a date, and whatever is no date fails early
+NAMING = ("dependency", "max_running", "schedule")  # kinds of conditions and actions whose job_id is a job
 MAX_INSTANCES = 100_000  # occurrences of one schedule that are looked at: one a second for a day
 
 
@@ -89,7 +90,7 @@ class _Checked:
     def references(self, kind: str, parts: list[dict[str, Any]]) -> None:
         """Jobs that actions or conditions name without a template: they exist, and take these args."""
         for i, json in enumerate(parts):
-            job_id = json.get("job_id")
+            job_id = json.get("job_id") if json.get("type") in NAMING else None
             if not isinstance(job_id, str) or templates.has_template(job_id) or json.get("enabled") is False:
                 continue
             target = self.jobs.get(job_id)

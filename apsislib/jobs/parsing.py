@@ -12,7 +12,7 @@ from datetime import date, datetime
 from math import isfinite
 from typing import Any
 
-from apsislib import actions, conditions, schedules
+from apsislib import actions, extensions, schedules
 from apsislib.calendars import Calendars
 from apsislib.errors import FieldError
 from apsislib.runs import Job, Program
@@ -90,8 +90,8 @@ class Reading:
         else:
             program = self.attempt(self.program, mapping["program"], "program")
         parsed_schedules = self.each(mapping, "schedule", self.schedule)
-        parsed_conditions = self.each(mapping, "condition", conditions.parse)
-        parsed_actions = self.each(mapping, "action", actions.parse)
+        parsed_conditions = self.each(mapping, "condition", self.condition)
+        parsed_actions = self.each(mapping, "action", self.action)
         parsed_actions += self.each(mapping, "successors", actions.successor, "action", len(parsed_actions))
         metadata = self.attempt(_metadata, mapping.get("metadata"), "metadata") or {}
         if self.errors or program is None:
@@ -171,6 +171,12 @@ class Reading:
 
     def schedule(self, value: Any) -> Any:
         return schedules.parse(value, self.kinds.calendars, self.kinds.schedule_types)
+
+    def condition(self, value: Any) -> Any:
+        return extensions.parse_condition(value, self.kinds.condition_types)
+
+    def action(self, value: Any) -> Any:
+        return actions.parse(value, self.kinds.action_types)
 
     def program(self, value: Any) -> Program:
         form = None
