@@ -3,7 +3,7 @@
 words        errors, states
 values       clock, times, calendars, dates, yamlio, templates
 records      runs, terms (searches)
-rules        schedules (cron, timetables, stops), conditions, actions
+rules        schedules (cron, timetables, stops, previews), conditions, actions
 files        jobs, config, binding
 the kernel   scheduler (alarms, cursors, waits): pure
 machinery    store, feeds, figures, wire, sockets

@@ -15,10 +15,11 @@ from installation import PROGRAM, SLOW, Installation
 from apsislib.api import Parts, message, runs
 from apsislib.api.message import Refused, Request, parse_head
 from apsislib.api.outputs import parse_range
+from apsislib.api.parts import WAITING
 from apsislib.api.routes import ROUTES
 from apsislib.api.runs import parse_signal
 from apsislib.clock import WallClock
-from apsislib.errors import BadRequest
+from apsislib.errors import BadRequest, Unavailable
 
 AGENT = {
     "shutdown_state": "active",
@@ -450,20 +451,27 @@ def test_large_answers_are_made_one_at_a_time_and_small_ones_meanwhile(
     for _ in range(3):
         run_id = alone.make("noop")["run_id"]
     parts = Parts(alone.driver, alone.store, WallClock())
-    made = threading.Event()
+    made = threading.Semaphore(0)
 
     def ask() -> None:
         runs.listed(parts, runs.Filter(job_id="noop"))
-        made.set()
+        made.release()
 
-    with parts.turn:
-        thread = threading.Thread(target=ask)
-        thread.start()
+    with parts.turns.take():
+        threads = [threading.Thread(target=ask) for _ in range(WAITING)]
+        for thread in threads:
+            thread.start()
         assert runs.listed(parts, runs.Filter(run_ids=(run_id,))).status == 200
         assert runs.listed(parts, runs.Filter(job_id="slow")).status == 200
-        assert not made.is_set()
-    assert made.wait(30)
-    thread.join()
+        while parts.turns._asked <= WAITING:
+            threading.Event().wait(0.001)
+        with pytest.raises(Unavailable, match="too many large answers"):
+            runs.listed(parts, runs.Filter(job_id="noop"))
+        assert not made.acquire(blocking=False)
+    for thread in threads:
+        assert made.acquire(timeout=30)
+        thread.join()
+    assert runs.listed(parts, runs.Filter(job_id="noop")).status == 200
 
 
 @pytest.mark.parametrize("what", ["", "/log", "/state", "/dependencies", "/waiting"])

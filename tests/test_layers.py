@@ -38,6 +38,7 @@ FLOORS = {
     "apsislib.stops": 21,
     "apsislib.timetables": 22,
     "apsislib.schedules": 23,
+    "apsislib.previews": 24,
     "apsislib.conditions": 21,
     "apsislib.extensions": 22,
     "apsislib.actions": 23,

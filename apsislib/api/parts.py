@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Protocol
 
 from apsislib.clock import Clock
+from apsislib.errors import Unavailable
 from apsislib.jobs import JobSet
 from apsislib.runs import Args, Job, Json, Run
 from apsislib.states import State
@@ -66,6 +68,36 @@ class Engine(Protocol):
     def reload(self, dry_run: bool) -> Json: ...
 
 
+WAITING = 4  # large answers that wait for their turn; each keeps a thread, of which there are 64
+
+
+class Turns:
+    """Large answers are made one at a time: four at once would leave the scheduler a fifth of the
+    interpreter, and its runs would begin late."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()  # protects _asked; leaf
+        self._asked = 0  # answers that are being made or wait
+        self._turn = Lock()
+
+    @contextmanager
+    def take(self, large: bool = True) -> Iterator[None]:
+        """Wait for the turn of an answer. Unavailable, at once: too many wait already."""
+        if not large:
+            yield
+            return
+        with self._lock:
+            if self._asked > WAITING:
+                raise Unavailable("too many large answers are being made; ask for less, or try again later")
+            self._asked += 1
+        try:
+            with self._turn:
+                yield
+        finally:
+            with self._lock:
+                self._asked -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     driver: Engine
@@ -78,9 +110,7 @@ class Parts:
     version: str = "0"
     # Seconds. Runs that last changed longer ago are left out of lists; None: none are.
     lookback: float | None = None
-    # Held while a large answer is made, so that there is one at a time: four would leave the scheduler
-    # a fifth of the interpreter, and its runs would begin late.
-    turn: Lock = field(default_factory=Lock)
+    turns: Turns = field(default_factory=Turns)
 
     def oldest(self) -> float | None:
         """The instant before which lists do not reach."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import control, jobs, outputs, runs, search
+from apsislib.api import control, jobs, outputs, runs, search, upcoming
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
 
@@ -37,7 +37,9 @@ ROUTES = (
     Route(GET, f"{V1}/summary", None, live="summary"),
     Route(GET, f"{V1}/jobs", jobs.all_jobs),
     Route(GET, f"{V1}/jobs/{{job_id+}}/runs", runs.of_job),
+    Route(GET, f"{V1}/jobs/{{job_id+}}/upcoming", upcoming.of_job),
     Route(GET, f"{V1}/jobs/{{job_id+}}", jobs.one_job),
+    Route(GET, f"{V1}/upcoming", upcoming.of_all),
     Route(GET, f"{V1}/search/runs", search.search),
     Route(GET, f"{V1}/runs", runs.query),
     Route(POST, f"{V1}/runs", runs.create, body=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal as signals
 from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,7 +107,7 @@ def of_job(parts: Parts, request: Request) -> Response:
 
 def listed(parts: Parts, chosen: Filter, summary: bool = False) -> Response:
     """The runs that a filter admits; where these are many, once no other such answer is being made."""
-    with parts.turn if is_large(parts, chosen) else nullcontext():
+    with parts.turns.take(is_large(parts, chosen)):
         return blocks(shapes.runs_body(parts.clock.wall(), select(parts, chosen), summary))
 
 

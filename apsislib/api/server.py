@@ -253,7 +253,8 @@ class Server(http.server.HTTPServer):
         except ApsisError as error:
             if error.status >= 500:
                 log.warning("%s %s: %s", request.method, request.path, error)
-            return failed(error.status, str(error))
+            answer = failed(error.status, str(error))
+            return replace(answer, headers=(("retry-after", "1"),)) if error.status == 503 else answer
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             return failed(500, "internal error")

@@ -273,6 +273,16 @@ class Reader:
         )
         return {occurrence for (occurrence,) in self._all(sql, (since,))}
 
+    def occurred(self, first: float, last: float, jobs: Collection[str]) -> list[Run]:
+        """Runs of these jobs that schedules made for instants from `first` to `last`, by number."""
+        sql = (
+            f"SELECT {COLUMNS} FROM runs INDEXED BY runs_schedule WHERE occurrence IS NOT NULL"
+            " AND schedule >= ? AND schedule <= ? AND job_id IN (SELECT value FROM json_each(?))"
+            " ORDER BY number LIMIT ?"
+        )
+        rows = self._all(sql, (first, last, dump(sorted(jobs)), 2 * FEW))
+        return self._readable("runs", rows, from_row)
+
     def retirable(
         self, before: float, after: tuple[float, int] | None, limit: int
     ) -> list[tuple[float, int]]:
