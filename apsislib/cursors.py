@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 
 from apsislib.runs import Args, Job, Occurrence, Schedule, canonical, quoted
 
@@ -16,8 +17,9 @@ from apsislib.runs import Args, Job, Occurrence, Schedule, canonical, quoted
 @dataclass(slots=True, eq=False)
 class Cursor:
     job: Job
+    schedule: Schedule
     rest: Iterator[Occurrence]
-    next: Occurrence | None
+    next: Occurrence | None = None
     expected: int = 0  # runs made and still expected
     queued: bool = False
 
@@ -37,6 +39,7 @@ class Cursors:
         self._by_job: dict[str, list[Cursor]] = {}
         self._equals: dict[str, _Equals] = {}
         self._seq = 0
+        self.failures: list[str] = []  # schedules of users' classes that raised, for the log
 
     def add(self, job: Job, start: float) -> None:
         """Stand before the first occurrences at or after `start` of the job's enabled schedules."""
@@ -44,8 +47,8 @@ class Cursors:
         self._equals[job.job_id] = _Equals()
         for schedule in job.schedules:
             if schedule.enabled:
-                rest = schedule.after(start)
-                cursor = Cursor(job, rest, next(rest, None))
+                cursor = Cursor(job, schedule, iter(()))
+                self._advance(cursor, start)
                 cursors.append(cursor)
                 self._queue(cursor)
 
@@ -79,7 +82,7 @@ class Cursors:
             occurrence = cursor.next
             args = {p: occurrence.args[p] for p in cursor.job.params if p in occurrence.args}
             taken.append((occurrence, args, self._identity(cursor.job.job_id, args, occurrence.time)))
-            cursor.next = next(cursor.rest, None)
+            self._advance(cursor)
         cursor.expected += len(taken)
         self._queue(cursor)
         return cursor, taken
@@ -95,12 +98,19 @@ class Cursors:
             if equals.counts and next(iter(equals.counts))[1] < instant:
                 equals.counts = {k: n for k, n in equals.counts.items() if k[1] >= instant}
 
-    def plans(self, job: Job, args: Args, start: float, look: int = 200) -> bool:
-        """Whether a schedule makes a run with these args at or after `start`, `look` occurrences ahead."""
-        for schedule in job.schedules:
-            if schedule.enabled and _makes(schedule, job, args, start, look):
-                return True
-        return False
+    def _advance(self, cursor: Cursor, start: float | None = None) -> None:
+        try:
+            if start is not None:
+                cursor.rest = cursor.schedule.after(start)
+            cursor.next = next(cursor.rest, None)
+        except Exception as error:  # of a user's class, which may raise anything: it ends there
+            cursor.next = None
+            text = f"{type(error).__name__}: {error}"
+            self.failures.append(f"a schedule of job {cursor.job.job_id} ends, as it failed: {text}")
+
+    def plans(self, job_id: str, args: Args, look: int = 200) -> bool:
+        """Whether a schedule makes such a run among the next `look` occurrences not handed out yet."""
+        return any(_makes(cursor, args, look) for cursor in self._by_job.get(job_id, ()))
 
     def _identity(self, job_id: str, args: Args, instant: float) -> str:
         # The schedule's place in the file is no part of it: among equals the ordinal is enough, and
@@ -118,10 +128,14 @@ class Cursors:
             heapq.heappush(self._heap, (cursor.next.time - self._horizon, self._seq, cursor))
 
 
-def _makes(schedule: Schedule, job: Job, args: Mapping[str, str], start: float, look: int) -> bool:
-    for n, occurrence in enumerate(schedule.after(start)):
-        if n == look:
-            break
-        if {p: occurrence.args[p] for p in job.params if p in occurrence.args} == args:
-            return True
+def _makes(cursor: Cursor, args: Mapping[str, str], look: int) -> bool:
+    if cursor.next is None:
+        return False
+    params = cursor.job.params
+    try:
+        for occurrence in islice(cursor.schedule.after(cursor.next.time), look):
+            if {p: occurrence.args[p] for p in params if p in occurrence.args} == args:
+                return True
+    except Exception:  # of a user's class: it is heard of when the cursor gets there
+        pass
     return False

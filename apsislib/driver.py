@@ -171,6 +171,7 @@ class Driver:
         self._bound: dict[str, Program] = {}  # apsis-program only
         self._overtaken: set[int] = set()  # ids of Signal effects already acted on; under the lock
         self._again: list[tuple[float, ThreadPoolExecutor, Callable[..., None], tuple[Any, ...]]] = []
+        self._complaints: list[str] = []  # apsis-timer only: to be logged when the lock is let go
         self._lateness = _Extent()
         self._holds = _Extent()
         self._timer = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
@@ -223,7 +224,8 @@ class Driver:
         """(apsis-timer) Ends when stop() was called; an exception is the end of the process."""
         try:
             while self._tick():
-                pass
+                while self._complaints:
+                    log.error("%s", self._complaints.pop(0))
         except BaseException:
             log.critical("the timer died:\n%s", traceback.format_exc())
             self._parts.die("timer")
@@ -242,6 +244,7 @@ class Driver:
             if not self.is_running.is_set() and not kernel.binding and (kernel.due() or wall + 1) > wall:
                 kernel.restored()
                 self.is_running.set()
+            self._complaints += kernel.failures()
             self._flush_locked()
             retry = self._retry_locked(boot)
             next_wall, next_boot = kernel.next_wake()

@@ -102,7 +102,8 @@ class Scheduler:
         self._occupied: Counter[RunKey] = Counter()
         self._cursor_of: dict[str, Cursor] = {}
         self._claimed = {identity: occurrence_time(identity) for identity in claimed}
-        self._binding: dict[int, tuple[float, Cursor]] = {}  # token: earliest instant being bound
+        # By token, what is being bound: the earliest instant, of which schedule, and all of it.
+        self._binding: dict[int, tuple[float, Cursor, Sequence[tuple[Any, Args, str]]]] = {}
         self._prune_at = 1000  # claimed identities; those before the clock can't be made again
         self._notes: dict[str, str] = {}  # run ID: what to say of an expected run's time
         self._token = 0
@@ -155,7 +156,7 @@ class Scheduler:
 
     def _move_clock(self, wall: float) -> None:
         # Not past what is claimed by nobody yet: a due alarm, an occurrence not made or being bound.
-        bounds = [wall, *(earliest for earliest, _ in self._binding.values())]
+        bounds = [wall, *(earliest for earliest, _, _ in self._binding.values())]
         due = self._alarms.next()[0]
         unmade = self._cursors.unmade()
         bounds += [t for t in (due, unmade) if t is not None]
@@ -201,7 +202,7 @@ class Scheduler:
             self._cursors.left(cursor)
         if fresh:
             self._token += 1
-            self._binding[self._token] = (fresh[0][0].time, cursor)
+            self._binding[self._token] = (fresh[0][0].time, cursor, fresh)
             self.outbox.append(Bind(self._token, cursor.job, tuple(fresh)))
         return len(taken)
 
@@ -209,7 +210,7 @@ class Scheduler:
         self, token: int, runs: Sequence[Run], notes: Sequence[str | None], wall: float, boot: float
     ) -> None:
         """The runs of a Bind effect, in state scheduled. A job that was changed meanwhile takes none."""
-        _, cursor = self._binding.pop(token)
+        _, cursor, _ = self._binding.pop(token)
         if self.jobs.get(cursor.job.job_id) is not cursor.job:
             return
         for run, note in zip(runs, notes, strict=True):
@@ -245,6 +246,7 @@ class Scheduler:
         self._unexpect(run)
         self._notes.pop(run.run_id, None)
         self._remove(run.run_id)
+        self._waits.touch(ended_key(run.key, run.state))  # who waits for it, provided that it exists
 
     # -- making runs -----------------------------------------------------------------------------
 
@@ -285,7 +287,8 @@ class Scheduler:
     def _restore(self, run: Run, wall: float, boot: float) -> None:
         for name, end in ((run.run_state or {}).get("timers") or {}).items():
             kind = Alarm[name]
-            if kind is not Alarm.RECONNECT:  # it was us who was away
+            # Of RECONNECT: it was us who was away. WAITING is as the server's file says now.
+            if kind not in (Alarm.RECONNECT, Alarm.WAITING):
                 self._alarms.arm(run.run_id, kind, boot + max(0.0, end - wall))
         match run.state:
             case State.SCHEDULED:
@@ -294,7 +297,8 @@ class Scheduler:
             case State.WAITING:
                 self._note(run, wall, "restored")
                 conds = tuple(conditions.load(c) for c in run.conds)
-                self._waits.enter(run.run_id, Wait(run.number, conds, since=wall))
+                self._waits.enter(run.run_id, Wait(run.number, conds, since=run.times.get("waiting", wall)))
+                self._restore_limit(run, wall, boot)
             case State.STARTING if not (run.run_state or {}).get("conn_id"):
                 # Nothing can have been sent: the connection is stored before the first byte leaves.
                 self._note(run, wall, "restored: not sent to an agent before the restart")
@@ -309,9 +313,21 @@ class Scheduler:
             case State.NEW:
                 self._move(run, State.ERROR, wall, "error: the server stopped before it was scheduled")
 
+    def _restore_limit(self, run: Run, wall: float, boot: float) -> None:
+        limit = self._settings.max_waiting
+        if limit is not None:
+            stored = ((run.run_state or {}).get("timers") or {}).get(Alarm.WAITING.name)
+            end = run.times.get("waiting", wall) + limit if stored is None else stored
+            self._alarms.arm(run.run_id, Alarm.WAITING, boot + max(0.0, end - wall))
+
     def restored(self) -> None:
         """Expected runs have been made: waiting runs may be judged."""
         self._held = False
+
+    def failures(self) -> list[str]:
+        """What went wrong in schedules since the last call, for the log."""
+        found, self._cursors.failures = self._cursors.failures, []
+        return found
 
     @property
     def binding(self) -> bool:
@@ -330,6 +346,7 @@ class Scheduler:
             if run.state in OCCUPYING:
                 self._touch(run.but(state=State.SKIPPED), run.state)
             self._remove(run_id)
+            self._waits.touch(ended_key(run.key, run.state))
 
     # -- what alarms mean ------------------------------------------------------------------------
 
@@ -384,7 +401,11 @@ class Scheduler:
             self._wait(run, wall, boot)
 
     def _wait(self, run: Run, wall: float, boot: float) -> None:
-        conds = tuple(conditions.load(c) for c in run.conds)
+        try:
+            conds = tuple(conditions.load(c) for c in run.conds)
+        except (ApsisError, LookupError, TypeError, ValueError) as error:  # as another release stored them
+            self._move(run, State.ERROR, wall, f"error: a condition can't be read: {error}")
+            return
         run = self._move(run, State.WAITING, wall)
         self._note(run, wall, f"waiting until: {run.conds[0].get('str', '')}")
         self._waits.enter(run.run_id, Wait(run.number, conds, since=wall))
@@ -417,10 +438,10 @@ class Scheduler:
         elif last or (wait.over and verdict.lookup is None and index not in wait.asked):
             self._waits.leave(run_id)
             text = run.conds[index].get("str", "")
-            limit = self._settings.max_waiting
-            self._move(run, State.ERROR, wall, f"error: waiting for {text}: timeout after {limit} s")
+            limit = self._settings.max_waiting or 0.0
+            self._move(run, State.ERROR, wall, f"error: waiting for {text}: timeout after {limit:g} s")
         else:
-            if wait.blocked != index or not wait.reason:
+            if wait.blocked != index:
                 wait.since = wall
             wait.blocked, wait.reason = index, verdict.reason
             self._waits.file(run_id, verdict.keys)
@@ -575,7 +596,8 @@ class Scheduler:
         if job is None:
             return False
         args = next((r.args for r in self.live(key)), None) or parse_args(key[1])
-        return self._cursors.plans(job, args, self.clock)
+        made = (a for _, cursor, taken in self._binding.values() if cursor.job is job for _, a, _ in taken)
+        return any(a == args for a in made) or self._cursors.plans(job.job_id, args)
 
     # -- what programs report ----------------------------------------------------------------------
 

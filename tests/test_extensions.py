@@ -238,7 +238,7 @@ def test_waiting_max_time_waits_a_little_for_an_answer_and_asks_once_more() -> N
     answer(sim, NOT_YET)
     assert sim.state(late) is State.ERROR
     assert sim.log[late][-1] == (
-        "error: waiting for users_classes.FileExists path=/nowhere: timeout after 30.0 s"
+        "error: waiting for users_classes.FileExists path=/nowhere: timeout after 30 s"
     )
     sim.run_for(8)
     assert sim.state(never) is State.WAITING

@@ -27,7 +27,7 @@ from apsislib.runs import (
     Unplaced,
 )
 from apsislib.scheduler import Settings
-from apsislib.states import FINISHED, TRANSITIONS, State
+from apsislib.states import FINISHED, TRANSITIONS, State, reachable
 
 
 @dataclass(frozen=True)
@@ -530,6 +530,149 @@ def test_waiting_for_too_long_is_an_error() -> None:
     run_id = sim.schedule("job")
     sim.run_for(61)
     assert sim.log[run_id][-1] == "error: waiting for const false: timeout after 60 s"
+
+
+@pytest.mark.parametrize("limit", [None, 60.0, 600.0])
+def test_after_a_restart_the_limit_of_waiting_is_as_the_configuration_says_now(limit: float | None) -> None:
+    sim = Sim(settings=Settings(max_waiting=300))
+    sim.add_job("job", conditions=(Const(False),))
+    old = sim.schedule("job")
+    sim.settings = Settings(max_waiting=None)
+    sim.crash()
+    new = sim.schedule("job")
+    sim.run_for(400)
+    assert sim.state(old) is sim.state(new) is State.WAITING
+    sim.settings = Settings(max_waiting=limit)
+    sim.crash()
+    sim.run_for(1)
+    # What began to wait under a limit keeps it; what began without gets the new one.
+    assert sim.state(old) is (State.WAITING if limit is None else State.ERROR)
+    assert sim.state(new) is (State.ERROR if limit == 60.0 else State.WAITING)
+    if limit is not None:
+        sim.run_for(limit)
+        assert sim.state(new) is State.ERROR
+        assert sim.log[new][-1].endswith(f"timeout after {limit:g} s")
+
+
+def test_after_a_restart_a_run_is_judged_once_more_although_its_time_to_wait_is_over() -> None:
+    sim = Sim(settings=Settings(max_waiting=60))
+    sim.add_job("up", program=FOREVER)
+    sim.add_job("job", conditions=(Dependency("up"),))
+    up, run_id = sim.schedule("up"), sim.schedule("job")
+    # The server dies with the dependency's end on disk, and comes back late.
+    sim.rows[up] = replace(sim.rows[up], state=State.SUCCESS)
+    sim.ended[sim.rows[up].key].add(State.SUCCESS)
+    sim.clock.advance(3600)
+    sim.crash()
+    assert sim.state(run_id) is State.SUCCESS
+
+
+def test_a_restored_run_waits_since_it_began_to() -> None:
+    sim = Sim()
+    sim.add_job("job", conditions=(Const(False),))
+    run_id = sim.schedule("job")
+    since = sim.clock.wall()
+    sim.run_for(60)
+    sim.crash()
+    assert sim.kernel.waiting(run_id)[0]["since"] == since
+
+
+def test_a_condition_that_can_not_be_read_is_an_error_of_its_run_alone(sim: Sim) -> None:
+    sim.add_job("job", conditions=(Const(False),))
+    first, later = sim.schedule("job"), sim.schedule("job", at=sim.clock.wall() + 60)
+    for run_id in (first, later):
+        sim.rows[run_id] = replace(sim.rows[run_id], conds=({"type": "of another release"},))
+    sim.crash()
+    sim.run_for(60)
+    assert sim.state(first) is sim.state(later) is State.ERROR
+    assert "unknown condition type in the database" in sim.log[later][-1]
+
+
+def reload(sim: Sim, *removed: str, **changed: Every) -> None:
+    """Change the schedules of jobs, as a reload does."""
+    for job_id in removed:
+        del sim.jobs[job_id]
+    jobs = [replace(sim.jobs[job_id], schedules=(schedule,)) for job_id, schedule in changed.items()]
+    sim.jobs |= {job.job_id: job for job in jobs}
+    sim.kernel.change_jobs(removed, jobs)
+
+
+def test_a_dependency_that_must_exist_survives_a_reload_that_makes_it_anew(sim: Sim) -> None:
+    sim.add_job("up", Every(3600))
+    sim.add_job("job", conditions=(Dependency("up", exist=reachable(frozenset({State.SUCCESS}))),))
+    sim.settle()
+    sim.clock.advance(60)
+    sim.settle()
+    sim.ended.clear()
+    run_id = sim.schedule("job")
+    reload(sim, up=Every(1800))
+    # Judged while the new runs are being bound.
+    sim.kernel.tick(sim.clock.wall(), sim.clock.boot())
+    assert sim.state(run_id) is State.WAITING
+    sim.run_for(1800)
+    assert sim.state(run_id) is State.SUCCESS
+
+
+def test_a_dependency_that_must_exist_and_is_removed_by_a_reload_is_an_error(sim: Sim) -> None:
+    sim.run_for(60)
+    sim.add_job("up", Every(3600))
+    sim.add_job("job", conditions=(Dependency("up", exist=reachable(frozenset({State.SUCCESS}))),))
+    sim.settle()
+    run_id = sim.schedule("job")
+    assert sim.state(run_id) is State.WAITING
+    reload(sim, "up")
+    sim.settle()
+    assert sim.state(run_id) is State.ERROR
+    assert "no dependency up exists in" in sim.log[run_id][-1]
+
+
+def test_a_dependency_that_must_exist_and_was_skipped_before_its_time_is_an_error(sim: Sim) -> None:
+    sim.run_for(60)
+    sim.add_job("up", Every(3600), params=("time",))
+    sim.settle()
+    first = sim.expected("up")[0]
+    sim.kernel.skip(first.run_id, sim.clock.wall())
+    sim.settle()
+    must = Dependency("up", dict(first.args), exist=reachable(frozenset({State.SUCCESS})))
+    sim.add_job("job", conditions=(must,))
+    run_id = sim.schedule("job")
+    sim.settle()
+    assert sim.state(run_id) is State.ERROR
+
+
+def test_a_dependency_beyond_what_is_made_ahead_exists() -> None:
+    sim = Sim(settings=Settings(max_expected=10))
+    sim.add_job("up", Every(60), params=("time",))
+    sim.settle()
+    for ahead, state in ((15, State.WAITING), (-15, State.ERROR)):
+        time = str(sim.clock.wall() + ahead * 60)
+        must = Dependency("up", {"time": time}, exist=reachable(frozenset({State.SUCCESS})))
+        sim.add_job(f"job{ahead}", conditions=(must,))
+        run_id = sim.schedule(f"job{ahead}")
+        sim.settle()
+        assert sim.state(run_id) is state
+    sim.run_for(15 * 60)
+    assert [r.state for r in sim.runs("job15")] == [State.SUCCESS]
+
+
+@dataclass(frozen=True)
+class Raising(Every):
+    """A user's schedule that goes wrong after three occurrences."""
+
+    def after(self, start: float) -> Iterator[Occurrence]:
+        for n, occurrence in enumerate(Every.after(self, start)):
+            if n == 3:
+                raise RuntimeError("out of luck")
+            yield occurrence
+
+
+def test_a_users_schedule_that_raises_ends_and_says_so(sim: Sim) -> None:
+    sim.add_job("job", Raising(60))
+    sim.add_job("other", Every(60))
+    sim.run_for(600)
+    assert len(sim.runs("job")) == 3 and len(sim.runs("other")) == 11
+    assert sim.kernel.failures() == ["a schedule of job job ends, as it failed: RuntimeError: out of luck"]
+    assert sim.kernel.failures() == []
 
 
 def test_ten_thousand_waiting_runs_cost_nothing_while_nothing_happens(sim: Sim) -> None:
