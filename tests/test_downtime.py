@@ -21,7 +21,7 @@ def set_clock_back(server: Server, hours: int) -> None:
 
 
 def ends(server: Server, number: int = 0) -> list[tuple[str, str]]:
-    """State and last log line of each run of the job that was due till now, by schedule time: at least `number`."""
+    """State and last log line of each run of what was due of the job, by schedule time; at least `number`."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     ids: list[str] = []
     while len(ids) < number:  # a run that is just leaving the expected ones is listed from its commit on
