@@ -109,7 +109,7 @@ class Outside:
             if (args is None or dict(run.args) == dict(args)) and (wanted is None or run.state in wanted)
         ]
         with self._store.read() as reader:
-            rows = reader.runs(job_id=job_id, exact_args=args, states=wanted, limit=FOUND)
+            rows = reader.runs(job_id=job_id, exact_args=args, states=wanted, limit=FOUND, newest=True)
         found = {run.run_id: run for run in (*ahead, *rows)}
         return [
             {

@@ -488,7 +488,7 @@ def test_a_run_that_waits_says_for_what(site: Installation) -> None:
     assert answer["state"] == "waiting"
     (row,) = answer["waiting"]
     assert row["condition"] == "dependency never is success" and row["holds"] is False
-    assert row["reason"] and row["since"].endswith("+00:00")
+    assert row["reason"] and row["since"].endswith("+00:00") and row["runs"] == []
     assert site.get(f"/api/v1/runs/{run_id}/dependencies").json() == {
         run_id: [{"job_id": "never", "args": {}, "run_ids": []}]
     }
@@ -496,6 +496,29 @@ def test_a_run_that_waits_says_for_what(site: Installation) -> None:
     assert run["dependencies"] == [["never", {}]]
     other = site.make("never")["run_id"]
     assert site.get(f"/api/v1/runs/{run_id}/dependencies").json()[run_id][0]["run_ids"] == [other]
+
+
+def test_a_run_says_which_runs_it_waits_for(site: Installation) -> None:
+    limited = "condition: [{type: const, value: true}, {type: max_running, count: 1}]\n" + SLOW
+    after = "condition: {type: dependency, job_id: fails}\n" + PROGRAM
+    for job_id, text in (("limited", limited), ("after", after)):
+        site.write(job_id, text)
+    assert site.post("/api/control/reload_jobs").status_code == 200
+    try:
+        first, second = site.make("limited")["run_id"], site.make("limited")["run_id"]
+        passed, row = site.get(f"/api/v1/runs/{second}/waiting").json()["waiting"]
+        assert passed == {"condition": "const true", "holds": True}
+        assert row["reason"] == "1 of 1 running: limited"
+        assert row["runs"] == [{"run_id": first, "state": "running"}]
+        run_id = site.make("after")["run_id"]
+        failed = site.make("fails")["run_id"]
+        (row,) = site.get(f"/api/v1/runs/{run_id}/waiting").json()["waiting"]
+        assert row["reason"] == "fails is failure"
+        assert {"run_id": failed, "state": "failure"} in row["runs"]
+    finally:
+        for job_id in ("limited", "after"):
+            (site.job_dir / f"{job_id}.yaml").unlink()
+        assert site.post("/api/control/reload_jobs").status_code == 200
 
 
 # -- operations ------------------------------------------------------------------------------------

@@ -446,6 +446,7 @@ def test_waiting_says_why(server: Server) -> None:
         text = server.command("waiting", run_id).stdout
         assert "[|]" in text and "dependency fail is success" in text
         assert json.loads(server.command("waiting", run_id, "--format", "json").stdout)["run_id"] == run_id
+        assert f"{run_id} waits since " in server.command("run", run_id).stdout
     assert server.command("start", run_id).returncode == 0
     server.until(run_id, "success")
     assert server.command("waiting", run_id).stdout == f"{run_id} is success: it waits for nothing\n"

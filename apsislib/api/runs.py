@@ -13,13 +13,14 @@ from apsislib.api.jobs import find_job_id
 from apsislib.api.message import Request, Response, blocks, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
-from apsislib.runs import Args, Run, run_number
-from apsislib.states import State
+from apsislib.runs import Args, Json, Run, run_number
+from apsislib.states import FINISHED, State
 from apsislib.store import Reader
 from apsislib.times import format_time, parse_duration, parse_time
 
 # Rows of one answer. More would be megabytes that nobody reads; search has pages.
 LIMIT = 10_000
+ENDED = 10  # runs, of those that do not satisfy a dependency, that are named
 SMALL = 200  # runs of an answer that is made at once, in some 5 ms
 # Runs made by one request: each is a row, and an operator who means more can ask again.
 MAX_COUNT = 10_000
@@ -188,10 +189,21 @@ def _instances(reader: Reader, job_id: str, args: Args, ahead: Iterable[Run]) ->
 def waiting(parts: Parts, request: Request) -> Response:
     run = find_run(parts, request)
     rows = [dict(row) for row in parts.driver.waiting(run.run_id)]
-    for row in rows:
+    for row, cond in zip(rows, run.conds, strict=False):
         if isinstance(row.get("since"), float):
             row["since"] = format_time(row["since"])
+        if "runs" in row and cond.get("type") == "dependency":
+            row["runs"] = _ended(parts, cond) + row["runs"]
     return ok({"run_id": run.run_id, "state": run.state.value, "waiting": rows})
+
+
+def _ended(parts: Parts, cond: Json) -> list[dict[str, str]]:
+    """The latest runs that ended otherwise than a dependency wants."""
+    with parts.store.read() as reader:
+        found = reader.runs(
+            job_id=cond["job_id"], exact_args=cond["args"], states=FINISHED, limit=ENDED, newest=True
+        )
+    return [{"run_id": run.run_id, "state": run.state.value} for run in reversed(found)]
 
 
 # -- operations ------------------------------------------------------------------------------------

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from apsislib.cli import show
 from apsislib.cli.client import ApiError, Client, Misuse
-from apsislib.cli.terminal import JOB, Cell, Column, Terminal, plain, table
+from apsislib.cli.terminal import JOB, RUN, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import read_span, show_time
 from apsislib.clock import WallClock
 from apsislib.states import State
@@ -194,7 +194,7 @@ def run(args: Namespace, client: Client, terminal: Terminal) -> int:
         shown = [run for run, _ in found]
         print_runs(args, terminal, shown, now, len(found) > 1)
         if not args.format:
-            for line in errors(client, shown):
+            for line in [*errors(client, shown), *waits(client, shown, args.utc)]:
                 print(line)
         return 0
     for one, now in found:
@@ -245,13 +245,30 @@ def waiting(args: Namespace, client: Client, terminal: Terminal) -> int:
     if not rows:
         print(f"{plain(answer['run_id'])} is {answer['state']}: it waits for nothing")
         return 0
-    columns = [Column(""), Column("condition"), Column("since"), Column("reason")]
+    columns = [Column(""), Column("condition"), Column("since"), Column("reason"), Column("runs", RUN)]
     cells: list[list[str | Cell]] = []
     for row in rows:
         holds = row["holds"]
         symbol, colour = show.LOOKS["success" if holds else "waiting"]
         reason = row.get("reason") or ("" if holds else "not looked at yet")
         since = show_time(row.get("since"), args.utc)
-        cells.append([Cell(symbol, colour), row["condition"], since, reason])
+        cells.append([Cell(symbol, colour), row["condition"], since, reason, named(row.get("runs") or ())])
     print("\n".join([*table(terminal, columns, cells), ""]))
     return 0
+
+
+def named(runs: Sequence[Mapping[str, str]], most: int = 4) -> str:
+    """Runs with their states, the latest `most` of them."""
+    shown = [f"{run['run_id']} {run['state']}" for run in runs[-most:]]
+    return ", ".join([*(["..."] if len(runs) > most else []), *shown])
+
+
+def waits(client: Client, runs: Iterable[Any], utc: bool) -> Iterator[str]:
+    """What those of the runs that wait are waiting for."""
+    for run in runs:
+        if run["state"] == "waiting":
+            for row in client.get("v1", "runs", run["run_id"], "waiting")["waiting"]:
+                if "since" in row:
+                    runs_named = named(row.get("runs") or ())
+                    said = f"{row['condition']}: {row['reason']}" + (f" ({runs_named})" if runs_named else "")
+                    yield f"{run['run_id']} waits since {show_time(row['since'], utc)} for {plain(said)}"
