@@ -9,6 +9,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import contract
 import requests
 
 from apsislib import jobs
@@ -27,6 +28,25 @@ from apsislib.store import Store
 from programs import noop
 from programs.base import Settings as ProgramSettings
 
+# A connection of an agent, as the agent server shows it.
+AGENT = {
+    "shutdown_state": "active",
+    "info": {
+        "conn": {"conn_id": "c1", "group_id": "default", "restricted_exe": None},
+        "socket": {"address": "10.1.2.3", "port": 40112},
+        "proc": {
+            **dict.fromkeys(("pid", "ppid", "uid", "euid", "gid", "egid"), 811),
+            **dict.fromkeys(("username", "groupname", "hostname"), "w3"),
+        },
+        "stats": {
+            "connected": True,
+            "first_connect_time": "2031-05-06T07:00:00.123456+00:00",
+            "last_connect_time": "2031-05-06T07:00:00.123456+00:00",
+            "last_disconnect_time": None,
+            **dict.fromkeys(("num_connections", "num_received", "num_sent"), 1),
+        },
+    },
+}
 PROGRAM = "program: {type: no-op}\n"
 SLOW = "program: {type: no-op, duration: 600}\n"
 
@@ -107,6 +127,8 @@ class Installation:
         )
         self.server = Server(parts, port=port, take_socket=self.live.take, **server)
         self.http = requests.Session()
+        # Whatever a test asks for, the answer must be one that openapi.json allows.
+        self.http.hooks["response"].append(lambda answer, **_: contract.check(answer))
 
     def load(self) -> JobSet:
         return jobs.load_dir(self.job_dir, self.kinds)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from installation import PROGRAM, SLOW, Installation
+from installation import AGENT, PROGRAM, SLOW, Installation
 
 from apsislib.api import Parts, message, runs
 from apsislib.api.message import Refused, Request, parse_head
@@ -21,10 +21,6 @@ from apsislib.api.runs import parse_signal
 from apsislib.clock import WallClock
 from apsislib.errors import BadRequest, Unavailable
 
-AGENT = {
-    "shutdown_state": "active",
-    "info": {"conn": {"conn_id": "c1", "group_id": "default", "restricted_exe": None}, "stats": {}},
-}
 HOSTILE = "<img src=x onerror=alert(1)>"
 JOBS = {
     "noop": PROGRAM,

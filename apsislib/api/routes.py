@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import control, jobs, outputs, runs, search, upcoming
+from apsislib.api import control, jobs, openapi, outputs, runs, search, upcoming
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
 
@@ -29,11 +29,16 @@ class Route:
     live: str = ""  # of a WebSocket, which has no call: the name under which it is handed on
 
 
+def openapi_json(parts: Parts, request: Request) -> Response:
+    return Response(body=openapi.document(ROUTES, parts.version))
+
+
 ROUTES = (
     Route(GET, f"{V1}/alive", control.alive),
     Route(GET, f"{V1}/running", control.running),
     Route(GET, f"{V1}/stats", control.stats),
     Route(GET, f"{V1}/health", control.health),
+    Route(GET, f"{V1}/openapi.json", openapi_json),
     Route(GET, f"{V1}/summary", None, live="summary"),
     Route(GET, f"{V1}/jobs", jobs.all_jobs),
     Route(GET, f"{V1}/jobs/{{job_id+}}/runs", runs.of_job),

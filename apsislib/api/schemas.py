@@ -1,0 +1,263 @@
+"""The shapes of requests and answers, as JSON Schema: what openapi.json promises.
+
+What a client may rely on is listed in full and nothing else allowed beside it. Where the shape is that
+of a program, condition, action or schedule type, its own keys are left open.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from apsislib.states import State
+
+Schema = dict[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+WHOLE: Schema = {"type": "integer"}
+NUMBER: Schema = {"type": "number"}
+
+
+def ref(name: str) -> Schema:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def array(of: Schema) -> Schema:
+    return {"type": "array", "items": of}
+
+
+def maybe(of: Schema) -> Schema:
+    return {"anyOf": [of, {"type": "null"}]}
+
+
+def mapping(of: Schema, names: str | None = None) -> Schema:
+    """Of any names, or those of a pattern."""
+    if names is None:
+        return {"type": "object", "additionalProperties": of}
+    return {"type": "object", "patternProperties": {names: of}, "additionalProperties": False}
+
+
+def record(optional: Schema | None = None, more: bool = False, /, **required: Schema) -> Schema:
+    """An object of just these keys; `more`: others may stand beside them."""
+    return {
+        "type": "object",
+        "properties": {**required, **(optional or {})},
+        "required": list(required),
+        "additionalProperties": more,
+    }
+
+
+_TIME = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}\+00:00$"
+_ARGS = mapping(TEXT)
+_SUMMARY = {
+    "run_id": ref("RunID"),
+    "job_id": TEXT,
+    "args": ref("Args"),
+    "state": ref("State"),
+    "times": mapping(ref("Time"), f"^(schedule|stop|{'|'.join(State)})$"),
+    "labels": array(TEXT),
+}
+_SUMMARY_MORE = {
+    "expected": {"const": True, "description": "made by a schedule and not begun: not in the database yet"},
+    "dependencies": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "type": "array",
+            "prefixItems": [TEXT, ref("Args")],
+            "minItems": 2,
+            "maxItems": 2,
+        },
+    },
+}
+_RUN = {
+    "conds": array(ref("Typed")),
+    "actions": array(ref("Typed")),
+    "meta": {"type": "object"},
+    "program": maybe(ref("Typed")),
+}
+_OUTPUT = {"name": TEXT, "length": WHOLE, "content_type": TEXT}
+_LINE = {"timestamp": ref("Time"), "message": TEXT}
+
+
+def _message(kind: str, **rest: Schema) -> Schema:
+    return record(type={"const": kind}, **rest)
+
+
+SCHEMAS: dict[str, Schema] = {
+    "Error": record(
+        {
+            "job_errors": array({"type": "array", "prefixItems": [TEXT, TEXT], "minItems": 2, "maxItems": 2}),
+            "reasons": array(TEXT),
+        },
+        error={"type": "string", "minLength": 1},
+    ),
+    "Nothing": record(),
+    "Time": {"type": "string", "pattern": _TIME, "description": "an instant in UTC, to the millisecond"},
+    "RunID": {"type": "string", "pattern": "^r[0-9]+$"},
+    "State": {"enum": [state.value for state in State]},
+    "Args": _ARGS,
+    "Typed": record({"type": TEXT, "enabled": {"type": ["boolean", "string"]}}, True, str=TEXT),
+    "RunSummary": record(_SUMMARY_MORE, **_SUMMARY),
+    "Run": record(_SUMMARY_MORE | {"rerun_of": ref("RunID")}, **_SUMMARY, **_RUN),
+    "Runs": record(
+        {"show_run_id": ref("RunID")},
+        when=ref("Time"),
+        runs=mapping({"anyOf": [ref("Run"), ref("RunSummary")]}, "^r[0-9]+$"),
+    ),
+    "FoundRuns": record(
+        when=ref("Time"),
+        runs=mapping(ref("RunSummary"), "^r[0-9]+$"),
+        next=maybe(ref("RunID")) | {"description": "the `before` of the next page; null: there is none"},
+    ),
+    "RunLog": record(run_log=array(record(run_id=ref("RunID"), **_LINE))),
+    "RunState": record(state=ref("State")),
+    "Dependencies": mapping(
+        array(record(job_id=TEXT, args=ref("Args"), run_ids=array(ref("RunID")))), "^r[0-9]+$"
+    ),
+    "Waiting": record(
+        run_id=ref("RunID"),
+        state=ref("State"),
+        waiting=array(
+            record(
+                {
+                    "reason": maybe(TEXT),
+                    "since": ref("Time"),
+                    "runs": array(record(None, True, run_id=ref("RunID"), state=ref("State"))),
+                },
+                condition=TEXT,
+                holds=FLAG,
+            )
+        ),
+    ),
+    "Outputs": array(record(output_id=TEXT, output_len=WHOLE, name=TEXT, content_type=TEXT)),
+    "NewRun": {
+        **record(
+            {
+                "job_id": TEXT,
+                "job": {"type": "object", "description": "a job as in a job file, for this once"},
+                "args": mapping({"type": ["string", "number", "boolean"]}),
+                "times": record(
+                    {
+                        "schedule": {
+                            "type": ["string", "null"],
+                            "description": "`now`, or an instant with zone",
+                        },
+                        "stop": {
+                            "type": ["string", "number", "null"],
+                            "description": "an instant, or a duration after the schedule time",
+                        },
+                    }
+                ),
+            },
+            True,
+        ),
+        "anyOf": [{"required": ["job_id"]}, {"required": ["job"]}],
+    },
+    "Job": record(
+        job_id=TEXT,
+        params=array(TEXT),
+        schedule=array(record({}, True, str=TEXT, enabled=FLAG)),
+        program=ref("Typed"),
+        condition=array(ref("Typed")),
+        common_conditions=array(ref("Typed")),
+        resolved_conditions=array(record(schedule_args=ref("Args"), conditions=array(ref("Typed")))),
+        action=array(ref("Typed")),
+        metadata=record({"description": TEXT}, True, labels=array(TEXT)),
+        ad_hoc=FLAG,
+    ),
+    "Jobs": array(ref("Job")),
+    "Upcoming": record(
+        when=ref("Time"),
+        since=ref("Time"),
+        until=ref("Time"),
+        upcoming=array(
+            record(
+                job_id=TEXT,
+                schedule=WHOLE | {"description": "its place in the job file, from 0"},
+                time=ref("Time"),
+                args=ref("Args"),
+                stop=maybe(ref("Time")),
+                note=maybe(TEXT),
+                skipped=maybe(TEXT) | {"description": "why there is no run; null: there is"},
+                run_id=maybe(ref("RunID")),
+                state=maybe(ref("State")),
+            )
+        ),
+        next=maybe(TEXT) | {"description": "the `cursor` of the next page; null: there is none"},
+    ),
+    "Connection": record(
+        shutdown_state={"enum": ["active", "idling", "done"]},
+        info=record(
+            conn=record(conn_id=TEXT, group_id=TEXT, restricted_exe=maybe(TEXT)),
+            socket=record(address=TEXT, port=WHOLE),
+            proc=record(
+                pid=WHOLE,
+                ppid=WHOLE,
+                uid=WHOLE,
+                euid=WHOLE,
+                username=TEXT,
+                gid=WHOLE,
+                egid=WHOLE,
+                groupname=TEXT,
+                hostname=TEXT,
+            ),
+            stats=record(
+                connected=FLAG,
+                first_connect_time=TEXT,
+                last_connect_time=TEXT,
+                last_disconnect_time=maybe(TEXT),
+                num_connections=WHOLE,
+                num_received=WHOLE,
+                num_sent=WHOLE,
+            ),
+        ),
+    ),
+    "Connections": mapping(ref("Connection")),
+    "Groups": mapping(array(ref("Connection"))),
+    "Version": record(version=TEXT),
+    "Reloaded": record(removed=array(TEXT), added=array(TEXT), changed=array(TEXT), dry_run=FLAG),
+    # May grow with any release.
+    "Stats": record(
+        {},
+        True,
+        start_time=ref("Time"),
+        time=ref("Time"),
+        tasks={"type": "object"},
+        runs=mapping(WHOLE),
+        rusage_maxrss=WHOLE,
+        rusage_utime=NUMBER,
+        rusage_stime=NUMBER,
+    ),
+    "Health": record(reasons={"type": "array", "maxItems": 0}),
+    "OpenAPI": record({}, True, openapi=TEXT, info={"type": "object"}, paths={"type": "object"}),
+    # -- frames of WebSockets
+    "SummaryFrame": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "anyOf": [
+                _message("job", job=ref("Job")),
+                _message("job_add", job=ref("Job")),
+                _message("job_delete", job_id=TEXT),
+                _message("run_summary", run_summary=ref("RunSummary")),
+                _message("run_transition", run_summary=ref("RunSummary")),
+                _message("run_delete", run_id=ref("RunID")),
+                _message("agent_conn", conn=ref("Connection")),
+                _message("agent_conn_delete", conn_id=TEXT),
+            ]
+        },
+    },
+    "RunFrame": {
+        **record(
+            {
+                "run": ref("RunSummary"),
+                "meta": {"type": "object"},
+                "run_log": array(record(**_LINE)),
+                "run_log_append": record(**_LINE),
+                "outputs": mapping(record(**_OUTPUT)),
+            }
+        ),
+        "minProperties": 1,
+    },
+}
