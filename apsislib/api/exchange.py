@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import logging
 import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -167,7 +168,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         self._wait_for(SEND)
         head = answer.head(close=not keep)
         body = answer.body
-        if head_only:
+        if head_only or answer.status == 304:
             self.sock.sendall(head)
         elif isinstance(body, bytes):
             if len(body) <= WHOLE:
@@ -176,7 +177,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 self.sock.sendall(head)
                 self.sock.sendall(body)
         else:
-            for piece in body:
+            for piece in body if answer.length is not None else _chunks(body):
                 self.sock.sendall(head + piece if head else piece)
                 head = b""
             if head:
@@ -191,3 +192,10 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 self._wait_for(left)
                 if not self.sock.recv(262144):
                     return
+
+
+def _chunks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    for piece in pieces:
+        if piece:  # an empty one would be the last
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, blocks, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
@@ -24,7 +25,7 @@ def all_jobs(parts: Parts, request: Request) -> Response:
         for job in known.jobs.values()
         if not job.ad_hoc and (label is None or label in labels(job.metadata))
     ]
-    return blocks(join((encode(job_object(job, known.get)) for job in chosen), b"[", b"]"))
+    return tagged(request, blocks(join((encode(job_object(job, known.get)) for job in chosen), b"[", b"]")))
 
 
 def one_job(parts: Parts, request: Request) -> Response:
@@ -32,4 +33,4 @@ def one_job(parts: Parts, request: Request) -> Response:
         job = parts.driver.match(request.params["job_id"])
     except NotFound:
         raise NotFound(f"no job_id {request.raw_params['job_id']}") from None
-    return ok(job_object(job, parts.driver.jobs.get))
+    return tagged(request, ok(job_object(job, parts.driver.jobs.get)))

@@ -110,7 +110,8 @@ def decode(text: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Response:
     status: int = 200
-    # Whole, or in pieces that are sent as they are made. Then `length` says how many bytes come.
+    # Whole, or in pieces that are sent as they are made. Then `length` says how many bytes come; None:
+    # nobody knows yet, so they go in chunks.
     body: bytes | Iterable[bytes] = b"{}"
     content_type: str = JSON_TYPE
     headers: Sequence[tuple[str, str]] = ()
@@ -122,7 +123,8 @@ class Response:
         length = len(self.body) if isinstance(self.body, bytes) else self.length
         start = f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Unknown')}\r\n"
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
-        fields = f"content-length: {length}\r\ncontent-type: {self.content_type}\r\n"
+        size = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+        fields = f"{size}\r\ncontent-type: {self.content_type}\r\n"
         connection = "close" if close else "keep-alive"
         tail = f"connection: {connection}\r\nx-content-type-options: nosniff\r\n\r\n"
         return (start + fields + lines + tail).encode("latin-1")
@@ -176,7 +178,10 @@ def parse_head(head: bytes) -> tuple[Request, bool]:
         target = slash + path or b"/"
     if not target.startswith(b"/"):
         raise Refused(400, "the address must begin with /")
-    if version == b"HTTP/1.1" and "host" not in headers:
+    if version == b"HTTP/1.0":
+        # Its clients know no chunks, in which gzip is sent.
+        headers.pop("accept-encoding", None)
+    elif "host" not in headers:
         raise Refused(400, "missing header: Host")
     path, _, query = target.partition(b"#")[0].partition(b"?")
     # HTTP/1.0 clients that ask for keep-alive are so rare that they are not humoured.

@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from apsislib.api.encoding import is_known
 from apsislib.api.message import Request, Response, failed
 
 _TYPES = {
@@ -61,9 +62,6 @@ class Pages:
             return Response(405, answer.body, headers=(("allow", "GET, HEAD"),))
         content, kind, tag = file
         headers = (*_HEADERS, ("etag", tag))
-        known = [
-            word.strip().removeprefix("W/") for word in request.headers.get("if-none-match", "").split(",")
-        ]
-        if tag in known or "*" in known:
+        if is_known(request, tag):
             return Response(304, b"", kind, headers)
         return Response(200, content, kind, headers)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from apsislib.api import control, jobs, openapi, outputs, runs, search, upcoming
+from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
 
@@ -30,7 +31,7 @@ class Route:
 
 
 def openapi_json(parts: Parts, request: Request) -> Response:
-    return Response(body=openapi.document(ROUTES, parts.version))
+    return tagged(request, Response(body=openapi.document(ROUTES, parts.version)))
 
 
 ROUTES = (

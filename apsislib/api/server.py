@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from apsislib.api import message, routes
+from apsislib.api import encoding, message, routes
 from apsislib.api.exchange import LINGER, Exchange
 from apsislib.api.message import Refused, Request, Response, failed
 from apsislib.api.pages import Pages
@@ -240,7 +240,7 @@ class Server(http.server.HTTPServer):
         try:
             page = self.pages.find(request)
             if page is not None:
-                return page
+                return encoding.packed(request, page)
             found = routes.find(request)
             if isinstance(found, Response):
                 return found
@@ -249,7 +249,7 @@ class Server(http.server.HTTPServer):
                 return failed(400, "this address is a WebSocket")
             if route.body and "content-length" not in request.headers:
                 return replace(failed(411, "missing header: Content-Length"), close=True)
-            return route.call(self.parts, request)
+            return encoding.packed(request, route.call(self.parts, request))
         except ApsisError as error:
             if error.status >= 500:
                 log.warning("%s %s: %s", request.method, request.path, error)
