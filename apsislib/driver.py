@@ -30,6 +30,7 @@ from apsislib.config.keys import Smtp
 from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet
+from apsislib.operations import refusal
 from apsislib.outside import Outside
 from apsislib.runs import (
     Bind,
@@ -703,6 +704,96 @@ class Driver:
             run.job_id, job, run.args, None, stop, 1, [f"scheduled as rerun of {run_id}"], run_id
         )[0]
 
+    def bulk(
+        self,
+        verb: str,
+        run_ids: Sequence[str],
+        *,
+        signum: int = 0,
+        state: State | None = None,
+        dry_run: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The same operation on many runs, each by itself: (run ID -> run ID, or of its rerun; refusals).
+
+        `dry_run`: only say what would come of it, as things are now. Raises Unavailable.
+        """
+        done: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        if not dry_run:
+            self._check_disk_for(verb)
+        ticket = 0
+        for at in range(0, len(run_ids), SLICE):
+            some = run_ids[at : at + SLICE]
+            with self._store.read() as reader:
+                stored = {run.run_id: run for run in reader.runs(run_ids=some)}
+            if verb == "rerun" or dry_run:
+                self._bulk_rest(verb, some, stored, state, dry_run, done, refused)
+                continue
+            with self._hold() as kernel:
+                for run_id in some:
+                    try:
+                        self._bulk_one(kernel, verb, run_id, stored, signum, state)
+                        done[run_id] = run_id
+                    except ApsisError as error:
+                        refused[run_id] = str(error)
+                self._flush_locked()
+                ticket = self._flushed
+                self._due.notify()
+        if ticket:
+            try:
+                self._store.wait(ticket, COMMIT)
+            except Unavailable:
+                if verb not in ("stop", "signal"):
+                    raise
+        return done, refused
+
+    def _bulk_one(
+        self,
+        kernel: Scheduler,
+        verb: str,
+        run_id: str,
+        stored: Mapping[str, Run],
+        signum: int,
+        state: State | None,
+    ) -> None:
+        run = kernel.runs.get(run_id) or stored.get(run_id)
+        if run is None:
+            raise NotFound(f"unknown run {run_id}")
+        wall, boot = self.clock.wall(), self.clock.boot()
+        if verb == "mark":
+            assert state is not None
+            kernel.mark(run, state, wall)
+            return
+        if run_id not in kernel.runs:
+            raise RunError(refusal(verb, run) or f"can't {verb} {run_id}: it has just ended")
+        match verb:
+            case "skip":
+                kernel.skip(run_id, wall)
+            case "start":
+                kernel.start(run_id, wall, boot)
+            case "stop":
+                kernel.stop(run_id, wall, boot)
+            case "signal":
+                kernel.signal(run_id, signum, wall)
+
+    def _bulk_rest(
+        self,
+        verb: str,
+        run_ids: Sequence[str],
+        stored: Mapping[str, Run],
+        state: State | None,
+        dry_run: bool,
+        done: dict[str, str],
+        refused: dict[str, str],
+    ) -> None:
+        for run_id in run_ids:
+            run = self.live_run(run_id) or stored.get(run_id)
+            said = f"unknown run {run_id}" if run is None else refusal(verb, run, state)
+            if said is not None:
+                refused[run_id] = said
+            else:
+                done[run_id] = run_id if dry_run else self.rerun(run_id).run_id
+
     def _operate(self, run_id: str, verb: str, operation: Callable[[Scheduler], None]) -> Run:
         self._check_disk_for(verb)
         with self._hold() as kernel:
@@ -731,11 +822,7 @@ class Driver:
             run = reader.run(run_id)
         if run is None:
             return NotFound(f"unknown run {run_id}")
-        if verb == "signal":
-            return RunError(f"invalid run state for signal: {run.state}")
-        if verb == "stop":
-            return RunError(f"can't stop run {run_id}: run is {run.state}")
-        return RunError(f"can't {verb} {run_id} in state {run.state}")
+        return RunError(refusal(verb, run) or f"can't {verb} {run_id}: it has just ended")
 
     # -- what programs tell ------------------------------------------------------------------------
 

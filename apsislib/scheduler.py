@@ -21,6 +21,7 @@ from apsislib.alarms import Alarms
 from apsislib.conditions import OCCUPYING, BoundMaxRunning, BoundOwn, RunKey, Verdict, ended_key, slots_key
 from apsislib.cursors import Cursor, Cursors
 from apsislib.errors import ApsisError, RunError
+from apsislib.operations import refusal
 from apsislib.runs import (
     Alarm,
     Args,
@@ -695,25 +696,21 @@ class Scheduler:
     # -- operations --------------------------------------------------------------------------------
 
     def skip(self, run_id: str, wall: float) -> None:
-        run = self._operand(run_id)
-        if run.state not in (State.SCHEDULED, State.WAITING):
-            raise RunError(f"can't skip {run_id} in state {run.state}")
+        run = self._operand("skip", run_id)
         self._move(self._claim(run), State.SKIPPED, wall)
 
     def start(self, run_id: str, wall: float, boot: float) -> None:
-        run = self._operand(run_id)
+        run = self._operand("start", run_id)
         if run.state is State.SCHEDULED:
             run = self._claim(run).but(expected=False)
             self._note(run, wall, "scheduled run started by override")
             self._due(run, wall, boot)
-        elif run.state is State.WAITING:
+        else:
             self._note(run, wall, "waiting run started by override")
             self._begin(run, wall, boot)
-        else:
-            raise RunError(f"can't start {run_id} in state {run.state}")
 
     def stop(self, run_id: str, wall: float, boot: float) -> None:
-        run = self._operand(run_id)
+        run = self._operand("stop", run_id)
         if run.state is State.RUNNING:
             self._stop(run, wall, boot)
         elif run.state is State.STARTING:
@@ -724,31 +721,27 @@ class Scheduler:
             else:
                 self._move(run, State.SKIPPED, wall, "skipped: stopped before it was sent to an agent")
                 self.outbox.append(Forget(run))
-        elif run.state is not State.STOPPING:
-            raise RunError(f"can't stop run {run_id}: run is {run.state}")
 
     def signal(self, run_id: str, signum: int, wall: float) -> None:
-        run = self._operand(run_id)
-        if run.state not in (State.RUNNING, State.STOPPING):
-            raise RunError(f"invalid run state for signal: {run.state}")
+        run = self._operand("signal", run_id)
         self._signal(run, signum, wall, stop=False)
 
     def mark(self, run: Run, state: State, wall: float) -> None:
         """`run`: as stored, if it is not in memory any more."""
         run = self.runs.get(run.run_id, run)
-        if state not in FINISHED:
-            raise RunError(f"can't mark {run.run_id} to state {state}")
-        if run.state not in FINISHED:
-            raise RunError(f"can't mark {run.run_id} in state {run.state}")
-        if run.state is state:
-            raise RunError(f"run {run.run_id} already in state {state}")
+        said = refusal("mark", run, state)
+        if said is not None:
+            raise RunError(said)
         self._outcomes.forget(run.key)
         self._move(run, state, wall, f"marked as {state}", force=True)
 
-    def _operand(self, run_id: str) -> Run:
+    def _operand(self, verb: str, run_id: str) -> Run:
         run = self.runs.get(run_id)
         if run is None:
             raise KeyError(run_id)
+        said = refusal(verb, run)
+        if said is not None:
+            raise RunError(said)
         return run
 
     # -- the record --------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ FLOORS = {
     # records and rules
     "apsislib.runs": 20,
     "apsislib.terms": 21,
+    "apsislib.operations": 21,
     "apsislib.cron": 21,
     "apsislib.stops": 21,
     "apsislib.timetables": 22,
@@ -121,7 +122,13 @@ PURE = (
     "apsislib.schedules",
     "apsislib.cron",
 )
-PURE += ("apsislib.timetables", "apsislib.stops", "apsislib.scheduler", "apsislib.alarms")
+PURE += (
+    "apsislib.operations",
+    "apsislib.timetables",
+    "apsislib.stops",
+    "apsislib.scheduler",
+    "apsislib.alarms",
+)
 PURE += ("apsislib.cursors", "apsislib.waits", "apsislib.errors", "apsislib.states")
 IMPURE = {"threading", "sqlite3", "socket", "logging", "time", "os", "queue", "select", "subprocess"}
 

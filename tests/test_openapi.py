@@ -130,6 +130,8 @@ def test_every_route_answers_as_described(site: Installation) -> None:
     again = site.make("slow")["run_id"]
     assert site.post(f"/api/v1/runs/{again}/stop").status_code == 200
     assert site.ends.get(timeout=10) is False
+    many = {"operation": "rerun", "runs": [again, "r999999"], "dry_run": True}
+    assert site.post("/api/v1/bulk", many).status_code == 200
     described = {
         (method.upper(), path)
         for path, found in contract.DOCUMENT["paths"].items()

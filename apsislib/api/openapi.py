@@ -107,6 +107,12 @@ OPERATIONS: dict[str, Operation] = {
     f"POST {_V1}/runs": Operation(
         "Make runs.", "Runs", (("count", WHOLE, "how many, at most 10,000"),), "NewRun", (400,)
     ),
+    f"POST {_V1}/bulk": Operation(
+        "Do one operation to many runs: a list of them, or all that match a search.",
+        "BulkDone",
+        body="Bulk",
+        errors=(400, 503),
+    ),
     f"GET {_RUN}": Operation("A run.", "Runs", errors=(404,)),
     f"GET {_RUN}/log": Operation("What has happened to a run.", "RunLog", errors=(404,)),
     f"GET {_RUN}/state": Operation("A run's state.", "RunState", errors=(404,)),

@@ -58,6 +58,17 @@ class Engine(Protocol):
     def mark(self, run_id: str, state: State) -> Any: ...
     def rerun(self, run_id: str) -> Run: ...
 
+    def bulk(
+        self,
+        verb: str,
+        run_ids: Sequence[str],
+        *,
+        signum: int = 0,
+        state: State | None = None,
+        dry_run: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """(run ID -> run ID, or of its rerun; run ID -> why not)."""
+
     def waiting(self, run_id: str) -> Iterable[Json]:
         """Each condition of a waiting run: what it is, whether it holds, why not, since when."""
 

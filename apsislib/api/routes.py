@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import control, jobs, openapi, outputs, runs, search, upcoming
+from apsislib.api import bulk, control, jobs, openapi, outputs, runs, search, upcoming
 from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
@@ -49,6 +49,7 @@ ROUTES = (
     Route(GET, f"{V1}/search/runs", search.search),
     Route(GET, f"{V1}/runs", runs.query),
     Route(POST, f"{V1}/runs", runs.create, body=True),
+    Route(POST, f"{V1}/bulk", bulk.bulk, body=True),
     Route(GET, f"{V1}/runs/{{run_id}}", runs.one),
     Route(GET, f"{V1}/runs/{{run_id}}/log", runs.log),
     Route(GET, f"{V1}/runs/{{run_id}}/state", runs.state),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from apsislib.operations import VERBS
 from apsislib.states import State
 
 Schema = dict[str, Any]
@@ -154,6 +155,26 @@ SCHEMAS: dict[str, Schema] = {
         ),
         "anyOf": [{"required": ["job_id"]}, {"required": ["job"]}],
     },
+    "Bulk": {
+        **record(
+            {
+                "runs": array(TEXT),
+                "query": TEXT | {"description": "a search, as of /api/v1/search/runs"},
+                "state": TEXT | {"description": "of mark"},
+                "signal": {"type": ["string", "integer"], "description": "of signal"},
+                "dry_run": FLAG,
+            },
+            operation={"enum": list(VERBS)},
+        ),
+        "oneOf": [{"required": ["runs"]}, {"required": ["query"]}],
+    },
+    "BulkDone": record(
+        operation={"enum": list(VERBS)},
+        dry_run=FLAG,
+        done=array(ref("RunID")),
+        made=mapping(ref("RunID")) | {"description": "the reruns, by the IDs of what they rerun"},
+        refused=mapping(TEXT) | {"description": "why not, by run ID"},
+    ),
     "Job": record(
         job_id=TEXT,
         params=array(TEXT),

@@ -84,6 +84,13 @@ def add_commands(subparsers: Any, version: str) -> None:
     def add_runs(parser: argparse.ArgumentParser) -> None:
         add_words(parser, "runs", "RUN", "+", "run IDs, such as r12")
 
+    def add_many(parser: argparse.ArgumentParser) -> None:
+        add_words(parser, "runs", "RUN", "*", "run IDs, such as r12")
+        parser.add_argument(
+            "--matching", metavar="QUERY", help="all runs that match a search, such as 'etl state:failure'"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only say to which runs it would be done")
+
     def add_format(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--format", choices=("json", "yaml"), help="for machines")
         parser.add_argument(
@@ -180,18 +187,18 @@ def add_commands(subparsers: Any, version: str) -> None:
         ("start", "start runs now that are scheduled or waiting"),
     ):
         command = add(name, help)
-        add_runs(command)
+        add_many(command)
 
     command = add("signal", "send a signal to the programs of runs")
     command.add_argument("signal", metavar="SIGNAL", help="name or number")
-    add_runs(command)
+    add_many(command)
 
     command = add("mark", "change the final state of runs")
     command.add_argument("state", metavar="STATE", type=_final, help="success, failure, error or skipped")
-    add_runs(command)
+    add_many(command)
 
     command = add("rerun", "run again: the same job and args, now")
-    add_runs(command)
+    add_many(command)
     _add_wait(command)
     add_format(command)
 

@@ -18,6 +18,7 @@ from apsislib.times import format_instant
 
 log = logging.getLogger(__name__)
 
+REASONS = 20  # refusals that are shown: of a search there may be thousands
 INTERRUPTED = 130  # exit status of a command that promised to tell how runs end, and was not let
 
 
@@ -88,24 +89,65 @@ def each(runs: Iterable[str], terminal: Terminal, call: Callable[[str], object])
 # -- what is done to runs --------------------------------------------------------------------------
 
 
+def many(args: Namespace) -> bool:
+    """Whether runs are named by a search, or nothing is to be done. Raises Misuse if none are named."""
+    if bool(args.runs) == (args.matching is not None):
+        raise Misuse("name runs, or give a search with --matching, but not both")
+    return args.matching is not None or bool(args.dry_run)
+
+
+def bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more: str) -> Any:
+    """The same done to many runs at once; says to which, and answers what the server does."""
+    body = {"operation": verb, "dry_run": args.dry_run, **more}
+    body |= {"query": args.matching} if args.matching is not None else {"runs": args.runs}
+    answer = client.post("v1", "bulk", body=body, patience=SLOW)
+    if not getattr(args, "format", None):
+        done, refused = answer["done"], answer["refused"]
+        for run_id in done:
+            made = answer["made"].get(run_id)
+            print(f"{plain(run_id)} as {plain(made)}" if made else plain(run_id))
+        for said in list(refused.values())[:REASONS]:
+            print(terminal.paint(plain(said), RED))
+        would = "would be " if args.dry_run else ""
+        rest = f", {len(refused)} can't" if refused else ""
+        print(f"{verb} {would}done to {len(done)} run{'' if len(done) == 1 else 's'}{rest}")
+    return answer
+
+
+def in_bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more: str) -> int:
+    answer = bulk(args, client, terminal, verb, **more)
+    # A search finds what it finds; a run that is named is meant.
+    return 1 if args.matching is None and answer["refused"] else 0
+
+
 def skip(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if many(args):
+        return in_bulk(args, client, terminal, "skip")
     return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "skip"))
 
 
 def start(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if many(args):
+        return in_bulk(args, client, terminal, "start")
     return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "start"))
 
 
 def stop(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if many(args):
+        return in_bulk(args, client, terminal, "stop")
     return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, "stop"))
 
 
 def signal(args: Namespace, client: Client, terminal: Terminal) -> int:
     name = args.signal.upper()
+    if many(args):
+        return in_bulk(args, client, terminal, "signal", signal=name)
     return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, "signal", name))
 
 
 def mark(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if many(args):
+        return in_bulk(args, client, terminal, "mark", state=args.state)
     return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "mark", args.state))
 
 
@@ -145,6 +187,13 @@ def _make(
 
 
 def rerun(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if many(args):
+        answer = bulk(args, client, terminal, "rerun")
+        if args.dry_run:
+            return 0 if args.matching is not None or not answer["refused"] else 1
+        new = [client.get("v1", "runs", run_id) for run_id in answer["made"].values()]
+        found = [run for one in new for run in one["runs"].values()]
+        return _made(args, client, terminal, found, new[-1]["when"] if new else "", True)
     made: list[Any] = []
     now = ""
 
