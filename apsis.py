@@ -478,6 +478,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return answer_with_jobs()
     prog = "apsisctl" if Path(sys.argv[0]).name == "apsisctl" else "apsis"
     top = parser(prog)
+    if args[:1] == ["_complete"]:
+        from apsislib.cli import completion
+
+        print("\n".join(completion.complete(top, args[1:], completion.ask_server)))
+        return 0
     given = top.parse_args(args)
     if given.command is None:
         top.print_usage(sys.stderr)

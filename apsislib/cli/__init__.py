@@ -8,6 +8,7 @@
     show.py       runs and jobs as text, JSON or YAML
     looking.py    commands that show what there is
     following.py  commands that go on while a run does
+    completion.py what a shell offers at Tab
     commands.py   all the others, and how each command ends
 
 Only the arguments are declared here; the rest is loaded by the command that is given.
@@ -152,6 +153,25 @@ def add_commands(subparsers: Any, version: str) -> None:
     add_words(command, "args", "NAME=VAL", "*", "only those with these args")
     add_format(command)
 
+    command = add(
+        "search",
+        "look for runs in the whole history",
+        "A TERM is JOB (a part of the job ID), ARG=VAL (contains), ARG= (is given), state:S1,S2, label:L,"
+        " since:T, until:T, or any of them after ! for the contrary. T is a time, a date, or so long ago"
+        " (2h).",
+    )
+    add_words(command, "terms", "TERM", "*", "what runs must be like; without any, the newest")
+    command.add_argument("-n", "--limit", metavar="N", type=_count, default=100, help="the newest N (100)")
+    add_format(command)
+
+    command = add("upcoming", "show what schedules will do", "Computed for any span; nothing is made by it.")
+    command.add_argument("job", metavar="JOB", nargs="?", help="job ID, or words of it (all jobs)")
+    command.add_argument("--since", metavar="T", default="now", help="a time or date (now)")
+    command.add_argument("--until", metavar="T", default="1 day", help="so too, or a DURATION later (1 day)")
+    command.add_argument("--skipped", action="store_true", help="also what is left out, and why")
+    command.add_argument("-n", "--limit", metavar="N", type=_count, default=100, help="the first N (100)")
+    add_format(command)
+
     command = add("run", "show runs")
     add_runs(command)
     command.add_argument("-v", "--verbose", action="store_true", help="with program, log and history")
@@ -210,6 +230,14 @@ def add_commands(subparsers: Any, version: str) -> None:
     add("shut-down", "end the server; runs go on")
     add("restart", "end the server and start it again; runs go on")
     add_format(add("version", "show the versions of server and client"))
+
+    command = add(
+        "completion",
+        "print what makes a shell complete commands",
+        "For bash: `source <(apsis completion bash)` in ~/.bashrc; zsh likewise in ~/.zshrc, after compinit;"
+        " fish: `apsis completion fish > ~/.config/fish/completions/apsis.fish`.",
+    )
+    command.add_argument("shell", choices=("bash", "zsh", "fish"))
 
 
 def _add_new(command: argparse.ArgumentParser) -> None:

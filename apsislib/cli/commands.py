@@ -9,7 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from apsislib.cli import address, following, looking, show
+from apsislib.cli import address, completion, following, looking, show
 from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble
 from apsislib.cli.terminal import RED, Terminal, forgiving, plain
 from apsislib.cli.times import read_stop, read_time
@@ -282,8 +282,14 @@ def version(args: Namespace, client: Client, terminal: Terminal) -> int:
     return 0
 
 
+def print_completion(args: Namespace, client: Client, terminal: Terminal) -> int:
+    print(completion.SCRIPTS[args.shell], end="")
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Namespace, Client, Terminal], int]] = {
     "adhoc": adhoc,
+    "completion": print_completion,
     "job": looking.job,
     "jobs": looking.jobs,
     "log": looking.log,
@@ -295,11 +301,13 @@ COMMANDS: dict[str, Callable[[Namespace, Client, Terminal], int]] = {
     "run": looking.run,
     "runs": looking.runs,
     "schedule": schedule,
+    "search": looking.search,
     "shut-down": shut_down,
     "signal": signal,
     "skip": skip,
     "start": start,
     "stop": stop,
+    "upcoming": looking.upcoming,
     "version": version,
     "waiting": looking.waiting,
     "watch": following.watch,

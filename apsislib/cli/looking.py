@@ -9,7 +9,7 @@ from typing import Any
 
 from apsislib.cli import show
 from apsislib.cli.client import ApiError, Client, Misuse
-from apsislib.cli.terminal import JOB, RUN, Cell, Column, Terminal, plain, table
+from apsislib.cli.terminal import ARGS, JOB, RUN, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import read_span, show_time
 from apsislib.clock import WallClock
 from apsislib.states import State
@@ -85,6 +85,71 @@ def runs(args: Namespace, client: Client, terminal: Terminal) -> int:
             print("\n".join(show.run_block(run, chosen.now, terminal, args.utc)))
     else:
         print("\n".join(show.runs_table(found, chosen.now, terminal, args.utc)))
+    return 0
+
+
+def search(args: Namespace, client: Client, terminal: Terminal) -> int:
+    words = " ".join(quoted_term(word) for word in args.terms)
+    found: dict[str, Any] = {}
+    before, now = None, ""
+    while len(found) < args.limit:
+        query = [("q", words), ("limit", str(min(args.limit - len(found), PAGE)))]
+        if before is not None:
+            query.append(("before", before))
+        answer = client.get("v1", "search", "runs", query=query)
+        found |= answer["runs"]
+        before, now = answer["next"], answer["when"]
+        if before is None:
+            break
+    if args.format:
+        return print_data(args, found)
+    print("\n".join(show.runs_table(found.values(), now, terminal, args.utc)) if found else "No runs.")
+    return 0
+
+
+def quoted_term(word: str) -> str:
+    """A word of the command line as one term: a value with blanks in it is put in quotes."""
+    if '"' in word or not any(char.isspace() for char in word):
+        return word
+    marks = [place for place in (word.find("="), word.find(":")) if place >= 0]
+    place = min(marks, default=-1) + 1
+    negated = word[:1] if not place and word.startswith("!") else ""
+    rest = word[place or len(negated) :].replace("\\", "\\\\")
+    return f'{word[:place] or negated}"{rest}"'
+
+
+def upcoming(args: Namespace, client: Client, terminal: Terminal) -> int:
+    path = ("v1", "upcoming") if args.job is None else ("v1", "jobs", args.job, "upcoming")
+    found: list[Any] = []
+    cursor = None
+    while len(found) < args.limit:
+        query = [("since", args.since), ("until", args.until), ("skipped", str(args.skipped))]
+        query.append(("limit", str(min(args.limit - len(found), PAGE))))
+        if cursor is not None:
+            query.append(("cursor", cursor))
+        answer = client.get(*path, query=query)
+        found += answer["upcoming"]
+        cursor = answer["next"]
+        if cursor is None:
+            break
+    if args.format:
+        return print_data(args, found)
+    if not found:
+        print("Nothing.")
+        return 0
+    columns = [Column("time"), Column("run_id", RUN), Column("job_id", JOB), Column("args", ARGS)]
+    columns.append(Column("note"))
+    rows: list[list[str | Cell]] = [
+        [
+            show_time(entry["time"], args.utc),
+            entry["run_id"] or "",
+            entry["job_id"],
+            " ".join(f"{name}={value}" for name, value in entry["args"].items()),
+            f"skipped: {entry['skipped']}" if entry["skipped"] else entry["note"] or "",
+        ]
+        for entry in found
+    ]
+    print("\n".join([*table(terminal, columns, rows), ""]))
     return 0
 
 
