@@ -87,6 +87,7 @@ class Apsis:
         from apsislib.localagent import LocalAgent
         from apsislib.scheduler import Settings
         from apsislib.store import Store
+        from apsislib.watch import Watcher
 
         self.config = config
         clock = WallClock()
@@ -96,6 +97,10 @@ class Apsis:
             table.parse, calendars, config.schedule_types, config.condition_types, config.action_types
         )
         self._ended = restart
+        self.watcher = None
+        if config.reload.watch is not None:
+            # Before the jobs are read: what changes while they are is seen.
+            self.watcher = Watcher(config.job_dir, jobs.SUFFIX, self._files_changed, config.reload.watch)
         loaded = load_jobs(config, kinds)
         for warning in (*config.warnings, *loaded.warnings):
             log.warning("%s", warning)
@@ -185,6 +190,8 @@ class Apsis:
             self.local.start(self.agents.addresses()[-1][1])
         self.driver.start()
         self.http.start()
+        if self.watcher is not None:
+            self.watcher.start()
         name, port = self.http.address
         log.info("serving http://%s:%d/", f"[{name}]" if ":" in name else name, port)
 
@@ -193,7 +200,8 @@ class Apsis:
         from apsislib.clock import Deadline
 
         deadline = Deadline(STOP)
-        left = self.http.stop(deadline)
+        left = self.watcher.stop(deadline.left()) if self.watcher is not None else []
+        left += self.http.stop(deadline)
         left += self.live.stop(deadline)
         left += self.driver.stop(deadline)
         left += self.programs.close(deadline.left() or 0.0)
@@ -213,6 +221,22 @@ class Apsis:
             log.warning("the database can be written again: going on")
         else:
             log.error("the database can't be written: %s; nothing new is started until it can", reason)
+
+    def _files_changed(self) -> None:
+        """(apsis-watch) Reload the jobs, and say so."""
+        from apsislib.errors import JobErrors
+
+        try:
+            answer = self.driver.reload()
+        except JobErrors as error:
+            log.error("job files have changed, but the jobs stay as they are: %s", error)
+            for wrong in error.errors:
+                log.error("job %s: %s", wrong.job_id, wrong)
+            return
+        said = [
+            f"{kind}: {', '.join(answer[kind])}" for kind in ("added", "removed", "changed") if answer[kind]
+        ]
+        log.info("job files have changed: %s", "; ".join(said) or "nothing that matters")
 
     def _die(self, what: str) -> None:
         """What remains could only lie: end at once, so that a restart recovers in seconds."""

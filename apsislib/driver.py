@@ -29,9 +29,10 @@ from apsislib.clock import Clock, Deadline
 from apsislib.config.keys import Smtp
 from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
 from apsislib.feeds import Feed
-from apsislib.jobs import JobSet
+from apsislib.jobs import Diff, JobSet
 from apsislib.operations import refusal
 from apsislib.outside import Outside
+from apsislib.reloads import future_runs
 from apsislib.runs import (
     Bind,
     Check,
@@ -140,6 +141,7 @@ class Driver:
         self._store = store
         self._feed = feed
         self._parts = parts
+        self._settings = settings
         self._started = clock.wall()
         self._host = parts.host(self)
         with store.read() as reader:
@@ -948,6 +950,7 @@ class Driver:
         with self._reloads:
             new = self._parts.load_jobs()
             diff = self.jobs.diff(new)
+            future = self._future(diff, new)
             if not dry_run:
                 with self._hold() as kernel:
                     kernel.change_jobs(
@@ -959,7 +962,20 @@ class Driver:
                     self._due.notify()
                 self._feed.publish([new])
         changed = sorted([*diff.changed, *diff.metadata])
-        return {"removed": diff.removed, "added": diff.added, "changed": changed, "dry_run": dry_run}
+        return {
+            "removed": diff.removed,
+            "added": diff.added,
+            "changed": changed,
+            "dry_run": dry_run,
+            "runs": future,
+        }
+
+    def _future(self, diff: Diff, new: JobSet) -> dict[str, Any]:
+        with self._hold() as kernel:
+            position = kernel.position()
+        limits = self._settings.horizon, self._settings.max_expected
+        now = self.clock.wall()
+        return future_runs(diff, self.jobs.jobs, new.jobs, self.expected(), position, now, *limits)
 
     def _read_ad_hoc(self, rows: Iterable[tuple[str, Json]]) -> dict[str, Job]:
         jobs: dict[str, Job] = {}

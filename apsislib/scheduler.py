@@ -325,6 +325,10 @@ class Scheduler:
         """Expected runs have been made: waiting runs may be judged."""
         self._held = False
 
+    def position(self) -> tuple[float, frozenset[str]]:
+        """From where occurrences are made anew, and the identities of those that are not made again."""
+        return self.clock, frozenset(self._claimed)
+
     def failures(self) -> list[str]:
         """What went wrong in schedules since the last call, for the log."""
         found, self._cursors.failures = self._cursors.failures, []

@@ -59,8 +59,10 @@ FLOORS = {
     "apsislib.wire": 50,
     "apsislib.sockets": 50,
     "apsislib.mail": 50,
+    "apsislib.watch": 50,
     # the engine
     "apsislib.outside": 59,
+    "apsislib.reloads": 59,
     "apsislib.driver": 60,
     "apsislib.upkeep": 60,
     # edges

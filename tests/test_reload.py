@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from installation import Installation
 from server import ENDS, Server
 
 MODULE = """
@@ -101,3 +104,92 @@ def test_two_reloads_at_once_leave_one_set_of_jobs(server: Server) -> None:
         thread.join()
     assert answers == [200] * 4
     assert server.until(server.schedule({"job_id": "new"}), *ENDS)["state"] == "success"
+
+
+# -- what becomes of future runs -------------------------------------------------------------------
+
+HOURLY = "params: [time]\nschedule: {type: interval, interval: 3600}\nprogram: {type: no-op}\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Installation]:
+    # The horizon of an Installation is an hour: one run of HOURLY.
+    site = Installation(tmp_path, {"kept": HOURLY, "gone": HOURLY, "new": "program: {type: no-op}\n"}).start()
+    while len(site.driver.expected()) < 2:
+        time.sleep(0.01)  # nobody is told that all are made
+    yield site
+    site.stop()
+
+
+def listed(answer: Any) -> dict[str, list[str]]:
+    return {name: [run["job_id"] for run in found["runs"]] for name, found in answer["runs"].items()}
+
+
+def test_a_dry_run_says_which_future_runs_appear_disappear_or_change(site: Installation) -> None:
+    (site.job_dir / "gone.yaml").unlink()
+    site.write("new", HOURLY)
+    site.write("kept", HOURLY + "condition: {type: max_running}\n")
+    ids = {run.run_id for run in site.driver.expected()}
+    answer = site.post("/api/control/reload_jobs", params={"dry_run": "true"}).json()
+    assert listed(answer) == {"appear": ["new"], "disappear": ["gone"], "change": ["kept"]}
+    assert {run.run_id for run in site.driver.expected()} == ids
+    again = site.post("/api/control/reload_jobs").json()
+    assert again == answer | {"dry_run": False}
+
+
+def test_another_schedule_leaves_the_runs_of_the_first_as_they_are(site: Installation) -> None:
+    two = HOURLY.replace("{type: interval, interval: 3600}", "[{type: interval, interval: 3600}, {}]")
+    site.write("kept", two.replace("{}]", "{type: interval, interval: 1800}]"))
+    found = listed(site.post("/api/control/reload_jobs", params={"dry_run": "true"}).json())
+    assert found["disappear"] == found["change"] == [] and set(found["appear"]) == {"kept"}
+    stop = "schedule: {start: {type: interval, interval: 3600}, stop: {type: duration, duration: 600}}\n"
+    site.write("kept", HOURLY.replace("schedule: {type: interval, interval: 3600}\n", stop))
+    found = listed(site.post("/api/control/reload_jobs", params={"dry_run": "true"}).json())
+    assert found == {"appear": [], "disappear": [], "change": ["kept"]}
+
+
+def test_skipped_and_started_runs_are_not_said_to_appear_nor_do_they(site: Installation) -> None:
+    skipped, started = site.driver.expected("kept")[0], site.driver.expected("gone")[0]
+    assert site.post(f"/api/v1/runs/{skipped.run_id}/skip").status_code == 200
+    assert site.post(f"/api/v1/runs/{started.run_id}/start").status_code == 200
+    for job_id in ("kept", "gone"):
+        site.write(job_id, HOURLY + "condition: {type: max_running}\n")
+    answer = site.post("/api/control/reload_jobs").json()
+    assert answer["changed"] == ["gone", "kept"]
+    assert listed(answer) == {"appear": [], "disappear": [], "change": []}
+    when = {skipped.times["schedule"], started.times["schedule"]}
+    assert not [run for run in site.driver.expected() if run.times["schedule"] in when]
+
+
+def test_the_command_line_lists_future_runs(server: Server) -> None:
+    server.write("often", "schedule: {type: interval, interval: 600}\nprogram: {type: no-op}\n")
+    text = server.command("reload-jobs", "--dry-run").stdout
+    assert re.search(r"Future runs new: 14[34]\n- \d{4}-\d\d-\d\d \d\d:\d0:00 often\n", text), text
+    assert "Dry run; no changes made." in text
+
+
+# -- files that change -----------------------------------------------------------------------------
+
+
+def until(holds: Callable[[], object], tell: Callable[[], object]) -> None:
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end, tell()
+        time.sleep(0.02)
+
+
+def test_a_server_that_watches_reloads_changed_files_and_says_so(tmp_path: Path) -> None:
+    server = Server(tmp_path, {"old": "program: {type: no-op}\n"}, "reload: {watch: true}\n")
+
+    def jobs() -> list[str]:
+        return [job["job_id"] for job in server.get("/jobs")]
+
+    with server.running():
+        server.write("group/new", "program: {type: no-op}\n")
+        until(lambda: jobs() == ["group/new", "old"], server.log)
+        until(lambda: "job files have changed: added: group/new" in server.log(), server.log)
+        server.write("group/new", "program: {type: nonsense}\n")
+        until(lambda: "the jobs stay as they are" in server.log(), server.log)
+        assert "unknown program type: nonsense" in server.log() and jobs() == ["group/new", "old"]
+        (server.jobs / "group" / "new.yaml").unlink()
+        until(lambda: jobs() == ["old"], server.log)

@@ -237,7 +237,18 @@ SCHEMAS: dict[str, Schema] = {
     "Connections": mapping(ref("Connection")),
     "Groups": mapping(array(ref("Connection"))),
     "Version": record(version=TEXT),
-    "Reloaded": record(removed=array(TEXT), added=array(TEXT), changed=array(TEXT), dry_run=FLAG),
+    "Reloaded": record(
+        removed=array(TEXT),
+        added=array(TEXT),
+        changed=array(TEXT),
+        dry_run=FLAG,
+        runs=record(appear=ref("FutureRuns"), disappear=ref("FutureRuns"), change=ref("FutureRuns")),
+    ),
+    "FutureRuns": record(
+        count=WHOLE,
+        runs=array(record(job_id=TEXT, args=ref("Args"), schedule=ref("Time")))
+        | {"description": "the first thousand, by time"},
+    ),
     # May grow with any release.
     "Stats": record(
         {},

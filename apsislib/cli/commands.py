@@ -12,12 +12,14 @@ from typing import Any
 from apsislib.cli import address, completion, following, looking, show
 from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble
 from apsislib.cli.terminal import RED, Terminal, forgiving, plain
-from apsislib.cli.times import read_stop, read_time
+from apsislib.cli.times import read_stop, read_time, show_time
 from apsislib.clock import WallClock
+from apsislib.runs import instance
 from apsislib.times import format_instant
 
 log = logging.getLogger(__name__)
 
+FUTURE = 20  # runs that a reload says appear, disappear or change; --format has more
 REASONS = 20  # refusals that are shown: of a search there may be thousands
 INTERRUPTED = 130  # exit status of a command that promised to tell how runs end, and was not let
 
@@ -248,6 +250,17 @@ def reload_jobs(args: Namespace, client: Client, terminal: Terminal) -> int:
         for job_id in job_ids:
             print(f"- {plain(job_id)}")
         print()
+    for name, kind in (("appear", "new"), ("disappear", "gone"), ("change", "changed")):
+        found = answer["runs"][name]
+        if found["count"]:
+            print(terminal.heading(f"Future runs {kind}: {found['count']}"))
+            for run in found["runs"][:FUTURE]:
+                print(
+                    f"- {show_time(run['schedule'], args.utc)} {plain(instance(run['job_id'], run['args']))}"
+                )
+            if found["count"] > FUTURE:
+                print("- ...")
+            print()
     if not changes:
         print("no changes")
     elif args.dry_run:

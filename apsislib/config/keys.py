@@ -93,8 +93,9 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Reload:
-    # Seconds between looks for changed job files, which are then reloaded; `true` means 5. None: only
-    # when told, because a file that is being edited should not take effect half way.
+    # Whether changed job files are reloaded, half a second after the last change. The number of seconds
+    # between two looks counts only where the system does not tell of changes; `true` means 5. None: only
+    # when told to, because a file that is being edited should not take effect half way.
     watch: float | None = _key(values.watch, None)
 
 

@@ -6,11 +6,12 @@ of a JobSet; checks.py tries what only shows between jobs, or when their templat
 
 from apsislib.errors import JobErrors
 from apsislib.jobs.checks import check, check_scheduled
-from apsislib.jobs.files import load_dir
+from apsislib.jobs.files import SUFFIX, load_dir
 from apsislib.jobs.parsing import Kinds, described, parse_job
 from apsislib.jobs.sets import Diff, JobSet, NoMatch
 
 __all__ = [
+    "SUFFIX",
     "Diff",
     "JobErrors",
     "JobSet",
