@@ -36,7 +36,7 @@ class RawAgent:
         scheme = "wss" if context else "ws"
         self.conn_id = conn_id
         opening = connect(
-            f"{scheme}://localhost:{address[1]}/",
+            f"{scheme}://{address[0] if address[0] != '127.0.0.1' else 'localhost'}:{address[1]}/",
             sock=None,
             ssl=context,
             compression=None,

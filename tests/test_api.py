@@ -242,9 +242,10 @@ def test_reload_answers_what_changed_and_refuses_the_whole_with_every_error(tmp_
         (site.job_dir / "a.yaml").unlink()
         changes = {"removed": ["a"], "added": ["c"], "changed": ["b"]}
         answer = site.post("/api/control/reload_jobs?dry_run=True", {})
-        assert answer.json() == {**changes, "dry_run": True}
+        assert answer.json() == {**changes, "dry_run": True, "runs": answer.json()["runs"]}
         assert site.get("/api/v1/jobs/a").ok
-        assert site.post("/api/control/reload_jobs?dry_run=False", {}).json() == {**changes, "dry_run": False}
+        done = site.post("/api/control/reload_jobs?dry_run=False", {}).json()
+        assert done == {**changes, "dry_run": False, "runs": done["runs"]}
         assert site.get("/api/v1/jobs/a").status_code == 404
         site.write("d", "program: {type: bogus}\n")
         site.write("e", "params: [")

@@ -38,15 +38,19 @@ class Filter:
     states: frozenset[State] | None = None
     args: Args = field(default_factory=dict)  # of these names and values; a run may have others
     since: float | None = None  # of the latest transition
+    oldest: float | None = None  # the same, but for finished runs only: what goes on is never hidden
 
-    def rows(self) -> dict[str, Any]:
-        """The same for the store's reader, but for the run IDs."""
-        return {
-            "job_id": self.job_id,
-            "states": self.states,
-            "args": self.args or None,
-            "since": self.since,
-        }
+    def rows(self) -> list[dict[str, Any]]:
+        """The same for the store's reader, but for the run IDs: searches that find a run once."""
+        common = {"job_id": self.job_id, "args": self.args or None}
+        if self.oldest is None:
+            return [{**common, "states": self.states, "since": self.since}]
+        states = frozenset(State) if self.states is None else self.states
+        since = self.oldest if self.since is None else max(self.since, self.oldest)
+        return [
+            {**common, "states": states & FINISHED, "since": since},
+            {**common, "states": states - FINISHED, "since": self.since},
+        ]
 
     def admits(self, run: Run) -> bool:
         return (
@@ -65,16 +69,17 @@ def select(parts: Parts, chosen: Filter) -> Iterable[Run]:
     found = {run.run_id: run for run in parts.driver.expected(chosen.job_id) if chosen.admits(run)}
     ids = chosen.run_ids
     named = None if ids is None else [run_id for run_id in ids if run_number(run_id) is not None]
-    rows = chosen.rows() | {"run_ids": named}
+    searches = [rows | {"run_ids": named} for rows in chosen.rows()]
     with parts.store.read() as reader:
         if named is None:
-            count = len(found) + reader.count(**rows)
+            count = len(found) + sum(reader.count(**rows) for rows in searches)
             if count > LIMIT:
                 raise BadRequest(
                     f"query would return {count} runs (limit {LIMIT}); add args or state filter to narrow"
                 )
         if named is None or named:
-            found |= {run.run_id: run for run in reader.runs(**rows, limit=LIMIT)}
+            rows = [run for one in searches for run in reader.runs(**one, limit=LIMIT)]
+            found |= {run.run_id: run for run in sorted(rows, key=lambda run: run.number)}
     if ids is not None:
         found = {run_id: run for run_id, run in found.items() if run_id in ids}
     return found.values()
@@ -89,21 +94,21 @@ def query(parts: Parts, request: Request) -> Response:
     if len(run_ids) > LIMIT:
         raise BadRequest(f"{len(run_ids)} run IDs in one query (limit {LIMIT})")
     fixed = ("run_id", "job_id", "state", "since", "summary")
-    limits = [time for time in (instant(since, "since"), parts.oldest()) if time is not None]
     chosen = Filter(
         run_ids=run_ids or None,
         job_id=None if job_id is None else find_job_id(parts, job_id),
         states=None if state is None else frozenset({parse_state(state)}),
         # A leading _ sets the name of an arg apart from those that mean something here.
         args={name.removeprefix("_"): value for name, value in request.query() if name not in fixed},
-        since=max(limits, default=None),
+        since=instant(since, "since"),
+        oldest=parts.oldest(),
     )
     return listed(parts, chosen, summary)
 
 
 def of_job(parts: Parts, request: Request) -> Response:
     job_id = find_job_id(parts, request.params["job_id"])
-    return listed(parts, Filter(job_id=job_id, since=parts.oldest()))
+    return listed(parts, Filter(job_id=job_id, oldest=parts.oldest()))
 
 
 def listed(parts: Parts, chosen: Filter, summary: bool = False) -> Response:
@@ -116,7 +121,7 @@ def is_large(parts: Parts, chosen: Filter) -> bool:
     if chosen.run_ids is not None:
         return len(chosen.run_ids) > SMALL
     with parts.store.read() as reader:
-        found = reader.count(**chosen.rows(), limit=SMALL + 1)
+        found = sum(reader.count(**rows, limit=SMALL + 1) for rows in chosen.rows())
     return found + len(parts.driver.expected(chosen.job_id)) > SMALL
 
 
