@@ -119,6 +119,8 @@ def _decoded(text: bytes | str) -> str:
 
 def _explained(error: yaml.YAMLError, mark: Any, text: bytes | str) -> str:
     problem = getattr(error, "problem", None) or str(error)
+    if "nesting depth" in problem:  # libyaml has a limit too, and meets it first as it looks ahead
+        return f"nested more than {MAX_DEPTH} levels deep; flatten it"
     context = getattr(error, "context", None)
     message = f"not valid YAML: {problem}" + (f" {context}" if context else "")
     lines = str(text).split("\n")
