@@ -64,7 +64,7 @@ def test_an_example_ends_as_the_page_says(server: Server, example: Example) -> N
         return
     run_id = server.schedule({"job_id": example.job_id, "args": {name: ARGS[name] for name in params}})
     if example.promise == "stopped":
-        server.until(run_id, "running")
+        server.until_printed(run_id, b"working\n")  # it is ready to be stopped
         server.post(f"/runs/{run_id}/stop")
     promised = "success" if example.promise == "stopped" else example.promise
     assert server.until(run_id, *ENDS)["state"] == promised, server.messages(run_id)
