@@ -285,6 +285,12 @@ class AgentServer:
             if agent is not None:
                 agent.watchers.pop(proc_id, None)
 
+    def watcher(self, proc_id: str) -> Watcher | None:
+        """Who is told about a process now."""
+        with self._lock:
+            agent = self._where.get(proc_id)
+            return None if agent is None else agent.watchers.get(proc_id)
+
     def forget(self, proc_id: str, conn_id: str) -> None:
         """The process is of no more interest: its record is deleted now, or when its agent is back."""
         self.unwatch(proc_id)

@@ -120,6 +120,9 @@ class Agents(Protocol):
 
     def unwatch(self, proc_id: str) -> None: ...
 
+    def watcher(self, proc_id: str) -> Watcher | None:
+        """Who is told about a process now."""
+
     def send(self, conn_id: str, message: Json, fate: Callable[[bool], None] | None = None) -> bool:
         """Queue a message. False: provably nothing of it will be written.
 

@@ -90,6 +90,11 @@ class Process:
         self._update_due: float | None = None
         self._update = False  # the next result is to be stored
 
+    @property
+    def over(self) -> bool:
+        """Its agent has told that it ended; for any thread."""
+        return self._final is not None
+
     # -- from the thread of programs -----------------------------------------------------------------
 
     def start(self) -> None:
@@ -157,9 +162,9 @@ class Process:
         self._update_due = now + self._update_interval
         state = run.run_state or {}
         names = state.get("signals") or ()
-        if names and (run.state is State.STOPPING or state.get("timed_out") is not None):
+        if names and not self.over and (run.state is State.STOPPING or state.get("timed_out") is not None):
             self._signal_again(str(names[-1]))
-        if self._mute and self._limit.kill and self._limit.max_size is not None:
+        if self._mute and self._limit.kill and self._limit.max_size is not None and not self.over:
             self._kill()
 
     def _absent(self) -> None:
@@ -278,6 +283,8 @@ class Process:
             self._agents.send(self.conn_id, wire.proc_signal_request(self.proc_id, signum))
 
     def _signal_refused(self, signum: Any, err: str) -> None:
+        if self.over:
+            return
         name = signal_name(signum) if isinstance(signum, int) else "a signal"
         if err == "no process":
             self._ask_result()  # it has ended; perhaps the push with its result was lost
@@ -524,7 +531,7 @@ class SudoKill:
             return
         self._done = True
         self._process._agents.forget(self._proc_id, self._process.conn_id)
-        if told is not None and not self._group:
+        if told is not None and not self._group and not self._process.over:
             SudoKill(self._process, self._signum, self._pid, self._user, group=True).start()
         else:
             self._process.kill_ended(self._signum, told)

@@ -47,6 +47,7 @@ BOUND = "apsis.program.procstar.agent.BoundProcstarProgram"
 SHELL = ("/usr/bin/bash", "-c")
 GRACE = 60.0  # seconds from the stop signal to SIGKILL
 MAX_SPEC = 8 * 1024 * 1024  # bytes of argv: an agent drops a connection with a frame of 16 MiB
+ITEM = 8  # bytes that an item of argv counts besides its text: short ones grow most on the wire
 
 _COMMON = ("group_id", "sudo_user", "stop", "timeout", "resources", "output")
 
@@ -200,6 +201,8 @@ def parse_argv(mapping: Mapping[str, Any]) -> tuple[str, ...]:
             ) from None
     if not items[0]:
         raise FieldError("the first item of argv is the program, and it is empty", ["argv", 0])
+    if is_static(items[0]):
+        _check_name(items[0])
     return tuple(items)
 
 
@@ -212,9 +215,16 @@ def bind_argv(texts: tuple[str, ...], shell: bool, expand: Expand) -> tuple[str,
         argv = tuple(plain(expand(text), "argv", index) for index, text in enumerate(texts))
         if not argv[0]:
             raise FieldError("the first item of argv is the program, and it came out empty", ["argv", 0])
-    if sum(len(text.encode()) for text in argv) > MAX_SPEC:
+        _check_name(argv[0])
+    if sum(len(text.encode()) + ITEM for text in argv) > MAX_SPEC:
         raise FieldError(f"more than {MAX_SPEC} bytes of arguments", ["command" if shell else "argv"])
     return argv
+
+
+def _check_name(program: str) -> None:
+    if ")" in program.rpartition("/")[2]:
+        text = f"agents can crash over a program whose file name holds ')': {program}"
+        raise FieldError(f"{text} (start it by another name, such as a symbolic link)", ["argv", 0])
 
 
 def _parse_resources(mapping: Mapping[str, Any]) -> float | None:
@@ -386,6 +396,11 @@ class Procstar(Bound):
             return
         if host.agents is None or proc_id is None or conn_id is None:
             host.report(run.run_id, Remark(f"{name} was not sent: no agent has the process"))
+            return
+        process = host.agents.watcher(proc_id)
+        if isinstance(process, Process) and process.over:
+            # Agents signal the number that the process had, whoever has it by now.
+            host.report(run.run_id, Remark(f"{name} was not sent: the process has ended"))
             return
 
         def fate(written: bool) -> None:

@@ -134,6 +134,9 @@ class FakeAgents:
     def unwatch(self, proc_id: str) -> None:
         self.watchers.pop(proc_id, None)
 
+    def watcher(self, proc_id: str) -> Any:
+        return self.watchers.get(proc_id)
+
     def forget(self, proc_id: str, conn_id: str) -> None:
         self.unwatch(proc_id)
         self.forgotten.append(proc_id)

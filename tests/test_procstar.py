@@ -14,6 +14,7 @@ from raw_agent import RawAgent
 
 from agent_server import AgentServer, Port
 from apsislib.clock import Deadline, SimClock, WallClock
+from apsislib.errors import FieldError
 from apsislib.runs import Back, Finished, Lost, Placed, Remark, Run, Running, Unplaced, Update
 from apsislib.states import State
 from apsislib.wire import FdHead
@@ -136,6 +137,20 @@ def test_a_sudo_user_and_a_memory_limit_are_in_the_specification():
     assert (limits["memory_max"], limits["memory_swap_max"]) == (1_500_000_000, 0)
 
 
+def test_what_would_end_an_agent_is_not_sent():
+    def bind(*argv: str) -> Procstar:
+        return procstar.parse({"argv": list(argv)}, QUIET).bind(lambda text: text.replace("{{ x }}", "a)"))
+
+    with pytest.raises(FieldError, match="symbolic link"):
+        procstar.parse({"argv": ["/opt/a) b"]}, QUIET)
+    with pytest.raises(FieldError, match="symbolic link"):
+        bind("/opt/{{ x }}")
+    assert bind("/opt/(a)/run", "(b)").argv == ("/opt/(a)/run", "(b)")
+    for argv in (["x" * 9_000_000], [""] * 1_100_000):  # a frame of 16 MiB ends a connection
+        with pytest.raises(FieldError, match="bytes of arguments"):
+            bind("/bin/echo", *argv)
+
+
 def test_without_an_agent_the_run_waits_and_says_so_and_is_placed_when_one_comes():
     story = Story()
     story.agents.here = False
@@ -179,9 +194,10 @@ def test_a_start_that_was_provably_not_written_goes_elsewhere():
     assert not story.host.of(Lost)
 
 
-def test_an_agent_that_is_shutting_down_is_left_alone_and_the_start_goes_elsewhere():
+@pytest.mark.parametrize("state", ["idling", "done"])
+def test_an_agent_that_is_shutting_down_is_left_alone_and_the_start_goes_elsewhere(state):
     story = Story().start()
-    story.watcher.error({"type": "ProcStartRequest", "specs": {"p": {}}}, "agent shutting down: idling")
+    story.watcher.error({"type": "ProcStartRequest", "specs": {"p": {}}}, f"agent shutting down: {state}")
     assert story.host.of(Unplaced)
     assert story.agents.drained == ["A"]
     assert story.agents.watchers == {}
@@ -227,6 +243,33 @@ def test_a_start_that_arrived_before_its_connection_was_lost_is_not_sent_again()
     assert story.agents.take("ProcStartRequest") == []
 
 
+class Hasty(FakeAgents):
+    """Has run the program before the request to do so has returned."""
+
+    def send(self, conn_id: str, message: Any, fate: Any = None) -> bool:
+        sent = super().send(conn_id, message, fate)
+        if message["type"] == "ProcStartRequest":
+            self.watchers["p"].result(ended(0))
+        return sent
+
+
+def test_an_answer_that_comes_before_the_start_has_returned_is_taken():
+    story = Story()
+    story.agents = story.host.agents = Hasty()
+    story.start()
+    assert story.host.of(Running)
+    assert story.verdict == (State.SUCCESS, None)
+
+
+def test_a_start_that_went_out_as_its_agent_shut_down_is_not_repeated_elsewhere():
+    story = Story().start()
+    story.watcher.gone()
+    state, message = story.verdict
+    assert state is State.ERROR
+    assert "may have started" in str(message)
+    assert not story.host.of(Unplaced)
+
+
 def test_a_duplicate_start_is_asked_about():
     story = Story().start()
     story.agents.take()
@@ -259,6 +302,30 @@ def test_verdicts(res, state, message, first):
     assert bool(story.host.of(Running)) is ran
     story.watcher.result(res)  # agents push two results
     assert len(story.host.of(Finished)) == 1
+
+
+@pytest.mark.parametrize("fds", [None, {}, {"stdout": None}, "absent"])
+def test_a_result_may_lack_what_an_agent_could_not_find_out(fds):
+    res = {key: value for key, value in ended(0, fds=fds).items() if fds != "absent" or key != "fds"}
+    del res["proc_statm"]  # and cgroup_accounting, of which agents before 0.5.0 know nothing
+    story = Story().start()
+    story.watcher.result(res | {"proc_stat": None, "errors": None})
+    assert story.verdict == (State.SUCCESS, None)
+    meta = story.host.of(Finished)[0].meta
+    assert meta is not None
+    assert not {"proc_stat", "proc_statm", "cgroup_accounting", "rusage"} & meta.keys()
+
+
+def test_figures_are_kept_as_the_agent_gave_them():
+    figures = {
+        "proc_stat": {"pid": 4133, "rsslim": 2**64 - 1, "sigignore": ["SIGUSR2"], "sigcatch": ["???"]},
+        "rusage": {"utime": 0.5, "maxrss": 2_830_336},
+    }
+    story = Story().running()
+    story.watcher.result(ended(0, **figures))
+    meta = story.host.of(Finished)[0].meta
+    assert meta is not None
+    assert {key: meta[key] for key in figures} == figures
 
 
 def test_a_program_without_a_slash_that_is_not_found_gets_a_hint():
@@ -369,6 +436,18 @@ def test_output_that_never_comes_does_not_hold_the_verdict_for_ever():
         story.data(0)
     assert story.verdict == (State.SUCCESS, None)
     assert "output is incomplete" in story.remarks
+
+
+def test_output_that_grows_beyond_the_length_at_the_end_makes_no_difference():
+    story = Story(replace(QUIET, output_interval=1.0)).running()
+    story.clock.advance(2)
+    story.watcher.poll(story.clock.monotonic())
+    assert story.asked() == (0, None)
+    story.watcher.result(ended(0, length=4))
+    story.data(0, b"mine", b" and a descendant's")
+    assert story.verdict == (State.SUCCESS, None)
+    assert story.output.startswith(b"mine")
+    assert story.remarks == ""
 
 
 def test_an_agent_that_drops_questions_for_output_is_seen_through():
@@ -501,6 +580,27 @@ def test_signals_that_would_end_the_agent_are_not_sent():
     story.program.signal(story.run, story.host, 16, stop=False)
     assert story.agents.take() == []
     assert "was not sent" in story.remarks
+
+
+def test_a_process_that_has_ended_is_not_signalled():
+    """Another process may have its number by now."""
+    story = Story(sudo_user="app").running()
+    state = {**(story.run.run_state or {}), "signals": ["SIGTERM"]}
+    story.host.change("r1", state=State.STOPPING, run_state=state)
+    story.watcher.result(ended(0, length=9))
+    story.agents.take()
+    for signum in (15, 9):
+        story.program.signal(story.run, story.host, signum, stop=True)
+    refused = {"type": "ProcSignalRequest", "proc_id": "p", "signum": 15}
+    story.watcher.error(refused, "Operation not permitted (os error 1)")
+    story.watcher.lost()
+    story.watcher.registered(listed=True)
+    assert {message["type"] for message in story.agents.take()} == {"ProcResultRequest"}
+    assert "SIGKILL was not sent: the process has ended" in story.remarks
+    story.watcher.result(ended(0, length=9))
+    story.pass_time(0)
+    story.data(0, b"123456789")
+    assert story.verdict == (State.SUCCESS, None)
 
 
 def test_a_refused_signal_never_ends_the_run():
@@ -656,11 +756,13 @@ def test_a_run_from_start_to_deletion_over_a_socket(server):
     agent.data(proc_id, 0, b"hello ")
     agent.result(proc_id, ended(0, length=11))
     _answer(agent, proc_id, b"hello world", lambda m: m["type"] == "ProcFdDataRequest" and m["stop"] == 11)
+    _program().signal(host.runs["r1"], host, 15, stop=True)
+    assert "has ended" in host.wait(Remark).message
     agent.data(proc_id, 6, b"world")
     assert host.wait(Finished).state is State.SUCCESS
     assert bytes(host.outputs["r1"]) == b"hello world"
     _program().forget(host.runs["r1"], host)
-    assert agent.wait("ProcDeleteRequest")["proc_id"] == proc_id
+    assert agent.receive() == {"type": "ProcDeleteRequest", "proc_id": proc_id}
 
 
 def test_a_connection_cut_in_the_middle_of_output_costs_no_byte(server):
