@@ -219,6 +219,97 @@ def test_an_agent_that_says_nothing_after_connecting_delays_no_other(serve):
         agent.close()
 
 
+def test_nothing_precedes_registered_and_nothing_but_messages_and_pings_follows(serve):
+    server = serve(ping=0.02)
+    agent = RawAgent(server.address, register=False)
+    heard, more = bytearray(), threading.Condition()
+    receive = agent.ws.protocol.receive_data
+
+    def listen(data: bytes) -> None:
+        with more:
+            heard.extend(data)
+            more.notify_all()
+        receive(data)
+
+    agent.ws.protocol.receive_data = listen
+    with pytest.raises(TimeoutError):
+        agent.ws.recv(timeout=0.3)
+    assert heard == b""
+    agent.register()
+    agent.wait("Registered")
+    agent.ws.ping(b"from the agent")
+    with more:
+        assert more.wait_for(lambda: heard.count(b"\x89") > 3 and b"from the agent" in heard, TIMEOUT)
+        frames = _frames(bytes(heard))
+    assert frames[0] == (2, wire.encode(wire.registered()))
+    pongs = [data for opcode, data in frames if opcode == 10]
+    assert pongs == [b"from the agent"]  # an agent of version 0.4.3 leaves over any other
+    assert {opcode for opcode, _ in frames} == {2, 9, 10}
+
+
+def _frames(data: bytes) -> list[tuple[int, bytes]]:
+    """Of a server, whole and short: opcode and content."""
+    frames = []
+    while data:
+        assert data[0] & 0xF0 == 0x80 and data[1] < 126
+        frames.append((data[0] & 15, data[2 : 2 + data[1]]))
+        data = data[2 + data[1] :]
+    return frames
+
+
+def test_a_refused_agent_is_kept_for_a_while_before_it_may_try_again(serve, monkeypatch):
+    server = serve(Port("127.0.0.1", 0, token="t"))
+    monkeypatch.setattr(agent_server, "REFUSED", 0.5)
+    agent = RawAgent(server.address, register=False)
+    began = WallClock().monotonic()
+    agent.register(access_token="u")
+    assert agent.closed() == 1000
+    assert WallClock().monotonic() - began > 0.4
+
+
+def test_who_does_not_register_in_time_is_closed(serve, monkeypatch, caplog):
+    monkeypatch.setattr(agent_server, "REGISTER", 0.2)
+    assert RawAgent(serve().address, register=False).closed() == 1000
+    assert "no Register within 0.2 s" in caplog.text
+
+
+def test_a_wrong_token_takes_no_conn_id_over(serve):
+    server, watcher = serve(Port("127.0.0.1", 0, token="t")), Recorder()
+    mine = RawAgent(server.address, "A", access_token="t", proc_ids=["p"])
+    server.watch("p", "A", watcher, rejoin=True)
+    watcher.wait("registered", True)
+    thief = RawAgent(server.address, "A", register=False)
+    thief.register(access_token="u", proc_ids=["p"])
+    assert thief.closed() == 1000
+    assert server.send("A", wire.proc_result_request("p"))
+    assert mine.wait("ProcResultRequest")["proc_id"] == "p"
+    assert [w for w in watcher.told if w[0] != "poll"] == [("registered", True)]
+    assert server.connections()["A"]["info"]["stats"]["num_connections"] == 1
+
+
+def test_an_agent_whose_older_connection_is_stuck_is_answered_in_time(serve, monkeypatch, caplog):
+    monkeypatch.setattr(agent_server, "EVICT", 0.3)
+    stuck, entered, release = Recorder(), threading.Event(), threading.Event()
+
+    def block(res: Any) -> None:
+        entered.set()
+        release.wait(TIMEOUT)
+
+    stuck.result = block  # type: ignore[method-assign]
+    server = serve()
+    old = RawAgent(server.address, "A", proc_ids=["p"])
+    server.watch("p", "A", stuck, rejoin=True)
+    old.result("p", {"state": "running"})
+    assert entered.wait(TIMEOUT)
+    new = RawAgent(server.address, "A", register=False)
+    new.register(proc_ids=["p"])
+    assert new.closed() == 1000
+    assert "does not end" in caplog.text
+    release.set()
+    stuck.wait("lost")
+    RawAgent(server.address, "A", proc_ids=["p"])  # asserts that it is registered
+
+
 # -- choosing --------------------------------------------------------------------------------------
 
 
@@ -351,6 +442,46 @@ def test_garbage_and_unknown_messages_are_survived(serve):
     agent.send("ProcResult", proc_id="nobody's", res={})
     agent.result("p", {"state": "running"})
     watcher.wait("result", {"state": "running"})
+
+
+def test_fields_and_processes_that_are_not_known_cost_nothing(serve):
+    server, watcher = serve(), Recorder()
+    conn = {"conn_id": "A", "group_id": "default", "restricted_exe": None, "zone": "b"}
+    agent = RawAgent(server.address, conn=conn, proc={**_proc(), "cpus": 4}, version="9.9")
+    server.watch("p", "A", watcher, rejoin=True)
+    for kind in ("ProcUnknown", "ProcUnknown", "ProcDelete", "ProcDelete"):
+        agent.send(kind, proc_id="nobody's", extra=1)
+    agent.data("nobody's", 0, b"lost")
+    agent.send("RequestError", msg={"type": "ProcSignalRequest", "proc_id": "nobody's"}, err="no process")
+    agent.send("RequestError", msg={}, err="?")
+    agent.send("ProcResult", proc_id="p", res={"state": "running", "novel": [1]}, extra=1)
+    agent.send("ProcDelete", proc_id="p", extra={})
+    watcher.wait("deleted")
+    assert ("result", {"state": "running", "novel": [1]}) in watcher.told
+    assert not {"head", "error", "unknown", "lost"} & {w[0] for w in watcher.told}
+    assert server.connections()["A"]["info"]["stats"]["num_connections"] == 1
+
+
+def test_text_ends_the_connection_and_nothing_else(serve):
+    server, watcher = serve(), Recorder()
+    agent = RawAgent(server.address, proc_ids=["p"])
+    server.watch("p", "A", watcher, rejoin=True)
+    agent.send_raw("text")
+    assert agent.closed() == 1003
+    watcher.wait("lost")
+    RawAgent(server.address, proc_ids=["p"]).result("p", {"state": "running"})
+    watcher.wait("result", {"state": "running"})
+
+
+def test_pongs_come_late_twice_or_for_no_ping(serve):
+    server, watcher = serve(ping=0.05), Recorder()
+    agent = RawAgent(server.address)
+    server.watch("p", "A", watcher, rejoin=True)
+    for data in (b"", b"", b"1234", b"1234"):
+        agent.ws.pong(data)
+    agent.result("p", {"state": "running"})
+    watcher.wait("result", {"state": "running"})
+    assert ("lost",) not in watcher.told
 
 
 def test_polls_come_when_they_are_due(serve):

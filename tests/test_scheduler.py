@@ -364,6 +364,21 @@ def test_an_agent_away_for_too_long_is_an_error_and_one_that_returns_is_not(sim:
     assert sim.state(run_id) is State.ERROR
 
 
+def test_a_start_whose_agent_stays_away_is_an_error_that_does_not_deny_it(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, limits=Limits(reconnect_timeout=100)))
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    now = sim.clock.wall(), sim.clock.boot()
+    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
+    sim.kernel.report(run_id, Lost("c"), *now)
+    sim.run_for(99)
+    assert sim.state(run_id) is State.STARTING
+    sim.run_for(2)
+    assert sim.state(run_id) is State.ERROR
+    assert sim.log[run_id][-1].endswith("conn_id c: may have started")
+
+
 def test_a_stepped_wall_clock_does_not_touch_durations(sim: Sim) -> None:
     sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(timeout=100, grace=None)))
     run_id = sim.schedule("job")
