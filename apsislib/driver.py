@@ -315,7 +315,10 @@ class Driver:
     def committed(self, effects: Sequence[Any], grew: Sequence[Any]) -> None:
         """(apsis-writer) What was decided is on disk: act, then tell."""
         calls = [e for e in effects if isinstance(e, _CALLS)]
-        ended = [e.run for e in effects if isinstance(e, Save) and e.run.state in FINISHED]
+        saved = [e.run for e in effects if isinstance(e, Save)]
+        for run in saved:
+            self._kernel.leaving.pop(run.run_id, None)
+        ended = [run for run in saved if run.state in FINISHED]
         if calls or ended:
             self._submit(self._programs, self._call, calls, ended)
         for effect in effects:
@@ -843,18 +846,25 @@ class Driver:
     # -- reading, without the lock -----------------------------------------------------------------
 
     def expected(self, job_id: str | None = None) -> list[Run]:
-        """Runs made ahead from schedules, not in the database. Of one job, or all."""
+        """Runs made ahead from schedules, not in the database. Of one job, or all.
+
+        To miss none of them, look into the database afterwards: of a run in both, what it says is newer.
+        """
         # list() of a dict's values is one step of the interpreter, so it sees a consistent dict.
         groups = (
             list(self._kernel.expected.values())
             if job_id is None
             else [self._kernel.expected.get(job_id, {})]
         )
-        return [run for group in groups for run in list(group.values())]
+        runs = {run.run_id: run for group in groups for run in list(group.values())}
+        for run in list(self._kernel.leaving.values()):
+            if job_id is None or run.job_id == job_id:
+                runs[run.run_id] = run
+        return list(runs.values())
 
     def expected_run(self, run_id: str) -> Run | None:
         run = self._kernel.runs.get(run_id)
-        return run if run is not None and run.expected else None
+        return run if run is not None and run.expected else self._kernel.leaving.get(run_id)
 
     def find_run(self, run_id: str) -> Run:
         """The run as the database has it, or an expected one. Raises NotFound."""
@@ -975,7 +985,8 @@ class Driver:
             position = kernel.position()
         limits = self._settings.horizon, self._settings.max_expected
         now = self.clock.wall()
-        return future_runs(diff, self.jobs.jobs, new.jobs, self.expected(), position, now, *limits)
+        ahead = [run for run in self.expected() if run.run_id not in self._kernel.leaving]
+        return future_runs(diff, self.jobs.jobs, new.jobs, ahead, position, now, *limits)
 
     def _read_ad_hoc(self, rows: Iterable[tuple[str, Json]]) -> dict[str, Job]:
         jobs: dict[str, Job] = {}

@@ -93,6 +93,9 @@ class Scheduler:
         # Read without the lock by GETs (C-level copies of a dict are atomic); written only under it.
         self.runs: dict[str, Run] = {}
         self.expected: dict[str, dict[str, Run]] = {}  # by job ID
+        # Expected till a moment ago, their first rows not on disk yet: shown as they were until then, or
+        # they would be nowhere. The writer's thread takes them out, too.
+        self.leaving: dict[str, Run] = {}
         self._settings = settings
         self._alarms = Alarms()
         self._cursors = Cursors(settings.horizon, settings.max_expected)
@@ -228,6 +231,7 @@ class Scheduler:
         """An expected run leaves *scheduled*, for whatever state: it is stored from its next move on."""
         if not run.expected:
             return run
+        self.leaving[run.run_id] = run
         self._unexpect(run)
         if run.occurrence is not None and run.times["schedule"] >= self.clock:
             self._claimed[run.occurrence] = run.times["schedule"]
@@ -826,6 +830,7 @@ class Scheduler:
 
     def _remove(self, run_id: str) -> None:
         self._alarms.disarm(run_id)
+        self.leaving.pop(run_id, None)
         del self.runs[run_id]
         key = self._keys.pop(run_id)
         mine = self._by_key[key]

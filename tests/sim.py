@@ -194,6 +194,7 @@ class Sim:
         del self.owed[settle.cause]
 
     def _do_save(self, save: Save) -> None:
+        self.kernel.leaving.pop(save.run.run_id, None)
         if save.run.state in FINISHED:
             self.kernel.evict([save.run])
 

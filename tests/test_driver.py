@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from installation import PROGRAM, SLOW, Installation
 
+from apsislib.clock import Deadline
 from apsislib.errors import Unavailable
 from apsislib.runs import Lost, Running, Update
 from apsislib.states import State
@@ -114,6 +117,26 @@ def test_a_lost_connection_that_the_run_is_not_on_means_nothing(site: Installati
     site.driver.report(run_id, Lost("old"))
     messages = [e["message"] for e in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
     assert not [m for m in messages if "away" in m]
+
+
+def test_a_run_that_leaves_the_expected_ones_is_listed_as_such_until_it_is_on_disk(
+    site: Installation, tmp_path: Path
+) -> None:
+    site.start()
+    with closing(sqlite3.connect(tmp_path / "apsis.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # no commit of ours before it ends
+        leaving = site.driver._kernel.leaving
+        deadline = Deadline(30, site.clock)
+        while not leaving and deadline.left():
+            time.sleep(0.01)
+        run_id = next(iter(leaving))
+        try:
+            assert site.get("/api/v1/runs?job_id=tick").json()["runs"][run_id]["state"] == "scheduled"
+            assert site.state(run_id) == "scheduled"
+        finally:
+            other.execute("ROLLBACK")
+    assert run_id in until(site, "tick", "success")
+    assert run_id not in leaving
 
 
 def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: Path) -> None:
