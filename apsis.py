@@ -335,8 +335,10 @@ def serve(args: argparse.Namespace) -> int:
     """Run a server until it is told to end."""
     from apsislib import config as configs
     from apsislib.errors import ApsisError
+    from apsislib.systemd import Notifier
 
     sys.setswitchinterval(SWITCH)
+    notifier = Notifier(os.environ)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # The handlers only put a word; SimpleQueue.put is safe to call from one.
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -365,12 +367,20 @@ def serve(args: argparse.Namespace) -> int:
         complain(error)
         server.stop()
         return 1
-    while (word := asked.get()) == "hangup":
+    notifier.send("READY=1", f"STATUS={server.driver.status()}")
+    while (word := _next_word(asked, server, notifier)) == "hangup":
+        notifier.send("RELOADING=1", f"MONOTONIC_USEC={int(server.driver.clock.monotonic() * 1e6)}")
         if server.agents is not None:
             server.agents.reload_certificate()
+        notifier.send("READY=1")
     log.info("%s", "restarting" if word == "restart" else "stopping; runs go on")
+    if word == "restart":  # the service goes on: it is ready again once the next process is
+        notifier.send("RELOADING=1", f"MONOTONIC_USEC={int(server.driver.clock.monotonic() * 1e6)}")
+    else:
+        notifier.send("STOPPING=1")
     left = server.stop()
     if word == "restart":
+        notifier.give_back(os.environ)
         logging.shutdown()
         os.execv(sys.executable, sys.orig_argv)
     log.info("stopped")
@@ -379,6 +389,18 @@ def serve(args: argparse.Namespace) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def _next_word(asked: queue.SimpleQueue[str], server: Apsis, notifier: Any) -> str:
+    """What is asked of the server next. Till then systemd's watchdog is told that it lives, if it does."""
+    while True:
+        try:
+            return asked.get(timeout=notifier.interval)
+        except queue.Empty:
+            if server.driver.is_alive():
+                notifier.send("WATCHDOG=1", f"STATUS={server.driver.status()}")
+            else:
+                log.critical("the timer stands still: systemd is not told that the server lives")
 
 
 def check_jobs(args: argparse.Namespace) -> int:

@@ -29,7 +29,9 @@ from apsislib.clock import Clock, Deadline
 from apsislib.config.keys import Smtp
 from apsislib.errors import ApsisError, BadRequest, NotFound, RunError, Unavailable
 from apsislib.feeds import Feed
+from apsislib.figures import Extent
 from apsislib.jobs import Diff, JobSet
+from apsislib.metrics import Tally
 from apsislib.operations import refusal
 from apsislib.outside import Outside
 from apsislib.reloads import future_runs
@@ -72,6 +74,7 @@ SLICE = 100  # steps of one hold of the lock: a few ms
 INSTANT = 0.25  # s; how long a POST waits for runs that end at once
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
 LATE = 5.0  # s; a timer that is behind by more is an ailment
+STALLED = 30.0  # s; without a round of the timer, which naps for NAP at most
 UNPLACED = 5.0  # s; and so is a run that finds no agent for longer
 COMMIT = 30.0  # s; how long a command waits for its commit before it answers 503
 RETRY = 1.0  # s; after which work that a failing disk refused is tried again
@@ -138,6 +141,7 @@ class Driver:
         self.jobs = jobs  # immutable; replaced whole by a reload, under the lock
         self.is_running = threading.Event()
         self.clock = clock
+        self.tally = Tally()
         self._store = store
         self._feed = feed
         self._parts = parts
@@ -175,8 +179,10 @@ class Driver:
         self._overtaken: set[int] = set()  # ids of Signal effects already acted on; under the lock
         self._again: list[tuple[float, ThreadPoolExecutor, Callable[..., None], tuple[Any, ...]]] = []
         self._complaints: list[str] = []  # apsis-timer only: to be logged when the lock is let go
-        self._lateness = _Extent()
-        self._holds = _Extent()
+        self._lateness = Extent()
+        self._holds = Extent()
+        self._lock_waits = Extent()
+        self._ticked = clock.monotonic()  # when the timer last had the lock
         self._timer = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
         self._programs = ThreadPoolExecutor(1, "apsis-program")
         self._binders = ThreadPoolExecutor(2, "apsis-bind")
@@ -237,6 +243,7 @@ class Driver:
         with self._hold() as kernel:
             if self._stopping:
                 return False
+            self._ticked = self.clock.monotonic()
             wall, boot = self.clock.wall(), self.clock.boot()
             stepped = self._notice_step(wall, boot)
             due = kernel.next_due()
@@ -315,10 +322,11 @@ class Driver:
     def committed(self, effects: Sequence[Any], grew: Sequence[Any]) -> None:
         """(apsis-writer) What was decided is on disk: act, then tell."""
         calls = [e for e in effects if isinstance(e, _CALLS)]
-        saved = [e.run for e in effects if isinstance(e, Save)]
-        for run in saved:
-            self._kernel.leaving.pop(run.run_id, None)
-        ended = [run for run in saved if run.state in FINISHED]
+        saved = [e for e in effects if isinstance(e, Save)]
+        for save in saved:
+            self._kernel.leaving.pop(save.run.run_id, None)
+        ended = [save.run for save in saved if save.run.state in FINISHED]
+        self.tally.saw(save.run for save in saved if save.transition)
         if calls or ended:
             self._submit(self._programs, self._call, calls, ended)
         for effect in effects:
@@ -924,8 +932,21 @@ class Driver:
             "runs": counts,
             "timer": self._lateness.json(),
             "lock_hold": self._holds.json(),
+            "lock_wait": self._lock_waits.json(),
+            "started": self._started,
             "writer_braked": self._store.braked,
         }
+
+    def is_alive(self) -> bool:
+        """Whether the timer goes round. False: only a restart helps."""
+        return self.clock.monotonic() - self._ticked < STALLED
+
+    def status(self) -> str:
+        """What goes on, in a line."""
+        with self._hold() as kernel:
+            counts = kernel.counts()
+        said = f"{counts['starting'] + counts['running']} running, {counts['waiting']} waiting"
+        return "; ".join([said, *self.ailments()])
 
     def ailments(self) -> list[str]:
         """What keeps runs from starting in time, a sentence each; empty: nothing."""
@@ -1014,8 +1035,10 @@ class _Hold:
 
     def __enter__(self) -> Scheduler:
         driver = self._driver
+        asked = driver.clock.monotonic()
         driver._lock.acquire()
         driver._has_lock()
+        driver._lock_waits.add(driver._since - asked)
         return driver._kernel
 
     def __exit__(self, *failure: object) -> None:
@@ -1025,24 +1048,6 @@ class _Hold:
         finally:
             driver._leaves_lock()
             driver._lock.release()
-
-
-class _Extent:
-    """The last, largest and mean of a figure."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._sum = self._max = self._last = 0.0
-
-    def add(self, value: float) -> None:
-        self._count += 1
-        self._sum += value
-        self._last = value
-        self._max = max(self._max, value)
-
-    def json(self) -> dict[str, float]:
-        mean = self._sum / self._count if self._count else 0.0
-        return {"count": self._count, "last": self._last, "max": self._max, "mean": mean}
 
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"

@@ -1,4 +1,4 @@
-"""What the operating system and the interpreter say of this process."""
+"""Figures of a server, and what the operating system and the interpreter say of its process."""
 
 from __future__ import annotations
 
@@ -12,6 +12,24 @@ from typing import Any
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
+class Extent:
+    """The last, largest and mean of a figure."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = self._max = self._last = 0.0
+
+    def add(self, value: float) -> None:
+        self._count += 1
+        self._sum += value
+        self._last = value
+        self._max = max(self._max, value)
+
+    def json(self) -> dict[str, float]:
+        mean = self._sum / self._count if self._count else 0.0
+        return {"count": self._count, "last": self._last, "max": self._max, "mean": mean}
+
+
 def process() -> dict[str, Any]:
     """Memory in bytes, processor time in seconds; /proc/self/statm where there is one."""
     used = resource.getrusage(resource.RUSAGE_SELF)
@@ -19,12 +37,17 @@ def process() -> dict[str, Any]:
         size, resident = (int(pages) * _PAGE for pages in Path("/proc/self/statm").read_text().split()[:2])
     except OSError:
         size = resident = 0
+    try:
+        files = len(os.listdir("/proc/self/fd")) - 1  # but for the one that lists
+    except OSError:
+        files = 0
     return {
         "rusage_maxrss": used.ru_maxrss * 1024,
         "rusage_utime": used.ru_utime,
         "rusage_stime": used.ru_stime,
         "statm_size": size,
         "statm_resident": resident,
+        "open_files": files,
         "threads": threading.active_count(),
         "gc": gc.get_stats(),
     }

@@ -904,6 +904,7 @@ class Scheduler:
         states = Counter(r.state for r in self.runs.values())
         return {
             "expected": sum(len(m) for m in self.expected.values()),
+            "scheduled": states[State.SCHEDULED] - sum(len(m) for m in self.expected.values()),
             "active": sum(states[s] for s in ACTIVE),
             "waiting": states[State.WAITING],
             "starting": states[State.STARTING],

@@ -26,6 +26,8 @@ FLOORS = {
     "apsislib.times": 10,
     "apsislib.yamlio": 10,
     "apsislib.meter": 10,
+    "apsislib.figures": 10,
+    "apsislib.systemd": 10,
     "apsislib.classes": 10,
     "apsislib.calendars": 11,
     "apsislib.dateformat": 11,
@@ -55,12 +57,12 @@ FLOORS = {
     # machinery
     "apsislib.store": 50,
     "apsislib.feeds": 50,
-    "apsislib.figures": 50,
     "apsislib.wire": 50,
     "apsislib.sockets": 50,
     "apsislib.mail": 50,
     "apsislib.watch": 50,
     # the engine
+    "apsislib.metrics": 59,
     "apsislib.outside": 59,
     "apsislib.reloads": 59,
     "apsislib.driver": 60,

@@ -108,7 +108,7 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         *(run, f"{run}/log", f"{run}/state", f"{run}/outputs", f"{run}/output/output"),
         *(f"/api/v1/runs/{waits}/dependencies", f"/api/v1/runs/{waits}/waiting", f"/api/v1/runs/{waits}"),
         *(f"/api/v1/jobs/{next(iter(adhoc.values()))['job_id']}", "/api/control/version"),
-        *("/api/procstar/connections", "/api/procstar/groups"),
+        *("/api/procstar/connections", "/api/procstar/groups", "/metrics"),
     ):
         assert site.get(path).status_code == 200, path
     assert site.get(f"{run}/output/output", headers={"range": "bytes=1-2"}).content == b"ri"

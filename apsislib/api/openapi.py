@@ -45,6 +45,7 @@ _UPCOMING = (
     ("cursor", TEXT, "the `next` of the page before"),
 )
 _V1 = "/api/v1"
+TEXT_PLAIN = "text/plain"  # instead of a schema
 _RUN = f"{_V1}/runs/{{run_id}}"
 
 OPERATIONS: dict[str, Operation] = {
@@ -143,6 +144,7 @@ OPERATIONS: dict[str, Operation] = {
         None,
         (("start", WHOLE, "the byte to begin with: as many as were received before"),),
     ),
+    "GET /metrics": Operation("Figures for Prometheus, as text.", TEXT_PLAIN),
     "GET /api/procstar/connections": Operation("Connections of agents.", "Connections", errors=(400,)),
     "GET /api/procstar/groups": Operation("Connections of agents, by group.", "Groups", errors=(400,)),
     "GET /api/control/version": Operation("The server's version.", "Version"),
@@ -226,7 +228,12 @@ def _operation(route: Described, method: str, operation: Operation) -> dict[str,
     }
     if operation.body is not None:
         shape["requestBody"] = {"required": True, "content": _json(ref(operation.body))}
-    answer = _bytes() if operation.answer is None else _json(ref(operation.answer))
+    if operation.answer is None:
+        answer = _bytes()
+    elif operation.answer == TEXT_PLAIN:
+        answer = {TEXT_PLAIN: {"schema": TEXT}}
+    else:
+        answer = _json(ref(operation.answer))
     if route.call is None:
         shape["x-websocket"] = True
         shape["responses"] = {"101": {"description": "frames of this kind follow", "content": answer}}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from apsislib.clock import Clock
 from apsislib.errors import Unavailable
 from apsislib.jobs import JobSet
+from apsislib.metrics import Tally
 from apsislib.runs import Args, Job, Json, Run
 from apsislib.states import State
 from apsislib.store import Store
@@ -23,6 +24,8 @@ class Engine(Protocol):
     def jobs(self) -> JobSet: ...
     @property
     def is_running(self) -> Event: ...
+    @property
+    def tally(self) -> Tally: ...
 
     def match(self, job_id: str) -> Job:
         """The job of this ID, or the only one that it abbreviates. Raises NotFound or BadRequest."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import bulk, control, jobs, openapi, outputs, runs, search, upcoming
+from apsislib.api import bulk, control, jobs, metrics, openapi, outputs, runs, search, upcoming
 from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
@@ -65,6 +65,7 @@ ROUTES = (
     Route(GET, f"{V1}/runs/{{run_id}}/outputs", outputs.all_outputs),
     Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}", outputs.one_output),
     Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}/updates", None, live="output"),
+    Route(GET, "/metrics", metrics.metrics),
     Route(GET, "/api/procstar/connections", control.connections),
     Route(GET, "/api/procstar/groups", control.groups),
     Route(GET, "/api/control/version", control.version),

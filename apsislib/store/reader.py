@@ -29,6 +29,7 @@ T = TypeVar("T")
 # are walked in the order asked for, and the walk ends at the limit.
 FEW = 5000
 WALKS = 10  # values of one filter whose walks are merged; more are one walk along the whole table
+RECENT = 200  # runs of a job among which its last success is looked for
 LAST = (1 << 63) - 1  # beyond every run number
 
 UNFINISHED = tuple(state for state in State if state not in FINISHED)
@@ -264,6 +265,15 @@ class Reader:
             "SELECT 1 FROM runs INDEXED BY runs_instance WHERE job_id = ? AND args = ? AND state = ? LIMIT 1"
         )
         return {state for state in FINISHED if self._all(probe, (*key, state.value))}
+
+    def last_success(self, job_id: str) -> float | None:
+        """When the latest success among the job's last runs ended; no more than RECENT are looked at."""
+        sql = (
+            "SELECT max(timestamp) FROM (SELECT state, timestamp FROM runs INDEXED BY runs_job"
+            " WHERE job_id = ? ORDER BY number DESC LIMIT ?) WHERE state = ?"
+        )
+        found: float | None = self._all(sql, (job_id, RECENT, State.SUCCESS.value))[0][0]
+        return found
 
     def occurrences(self, since: float) -> set[str]:
         """Identities of the occurrences, at or after `since`, that runs were made of."""

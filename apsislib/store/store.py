@@ -15,6 +15,7 @@ from typing import Any
 
 from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError, Unavailable
+from apsislib.figures import Extent
 from apsislib.runs import Forget, Output, Save
 from apsislib.states import finished
 from apsislib.store import files
@@ -121,6 +122,7 @@ class Store:
         self._closing = False  # nothing more is taken; what is here is written
         self._abandoned = False  # what cannot be written at once is given up
         self._counts = {"commits": 0, "effects": 0, "refused": 0}
+        self._took, self._sizes = Extent(), Extent()  # of commits: seconds, and effects of each
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -341,12 +343,13 @@ class Store:
     def stats(self) -> dict[str, Any]:
         """Figures for /stats: counts since the start, sizes in bytes."""
         with self._lock:
-            figures = {
+            figures: dict[str, Any] = {
                 **self._counts,
                 "waiting": self._waiting,
                 "output_backlog": self._backlog.size,
                 "failing": self._failure,
             }
+        figures["commit"], figures["batch"] = self._took.json(), self._sizes.json()
         figures["unreadable"] = self._pool.damage.count
         for name, path in (("size", self.path), ("wal_size", self.path.with_name(self.path.name + "-wal"))):
             figures[name] = path.stat().st_size if path.exists() else 0
@@ -383,9 +386,12 @@ class Store:
         try:
             while batch := self._take():
                 if batch.puts or batch.chunks:
+                    began = self._clock.monotonic()
                     written = self._commit(batch)
                     if written is None:
                         return
+                    self._took.add(self._clock.monotonic() - began)
+                    self._sizes.add(len(batch.entries))
                     self._tell(batch, written)
                 self._do_chores()
         except BaseException as error:
