@@ -95,7 +95,7 @@ class Upkeep:
         return done
 
     def vacuum(self) -> tuple[int, int]:
-        """Rewrite the database without gaps: its size before and after, in bytes. Commits wait meanwhile.
+        """Rewrite the database without gaps: its size before and after, in bytes. Nobody waits for it.
 
         ApsisError: it cannot be done.
         """

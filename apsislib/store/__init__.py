@@ -4,6 +4,7 @@ store     Store: the mailbox, the writer's thread, the brake. Read it first
 batches   one batch, one transaction; what cannot be written is left out and named
 backlog   output that is not on disk yet
 outputs   output as chunks
+vacuum    a compact copy beside the file, that takes its name
 archive   the file that old runs go to
 pool      read-only connections, lent to threads
 reader    the queries, each by an index

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from sqlite3 import Connection
-from threading import Lock
+from threading import Condition
 
 from apsislib.clock import Clock
 from apsislib.errors import Unavailable
@@ -25,18 +25,22 @@ class Pool:
         self._path = path
         self._clock = clock
         self._timeout = timeout
-        self._lock = Lock()  # protects _idle and _closed; leaf
+        self._changed = Condition()  # protects all below; leaf
         self._idle: list[Connection] = []
+        self._lent = 0
+        self._paused = False
         self._closed = False
 
     @contextmanager
     def read(self, limit: float) -> Iterator[Reader]:
         """A Reader whose queries may take `limit` s each. Unavailable: it cannot read, or one took longer."""
         db: Connection | None = None
+        with self._changed:
+            self._changed.wait_for(lambda: not self._paused)
+            self._lent += 1
+            if self._idle:
+                db = self._idle.pop()
         try:
-            with self._lock:
-                if self._idle:
-                    db = self._idle.pop()
             if db is None:
                 db = files.connect(self._path, "ro", self._timeout)
             yield Reader(db, self._clock, self.damage, limit)
@@ -48,21 +52,42 @@ class Pool:
                 raise Unavailable(f"the query took more than {limit:g} s: narrow it") from error
             raise Unavailable(files.explain(self._path, error)) from error
         finally:
-            if db is not None:
-                self._give_back(db)
+            self._give_back(db)
 
-    def _give_back(self, db: Connection) -> None:
-        db.set_progress_handler(None, 0)
-        with self._lock:
+    def _give_back(self, db: Connection | None) -> None:
+        if db is not None:
+            db.set_progress_handler(None, 0)
+        with self._changed:
             keep = not self._closed and len(self._idle) < IDLE
-            if keep:
+            if keep and db is not None:
                 self._idle.append(db)
-        if not keep:
+        if db is not None and not keep:
             db.close()
+        with self._changed:
+            self._lent -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def paused(self, limit: float) -> Iterator[bool]:
+        """Whether all connections are closed, which takes up to `limit` s. None is lent in the block."""
+        with self._changed:
+            self._paused = True
+            free = self._changed.wait_for(lambda: self._lent == 0, limit)
+            idle: list[Connection] = []
+            if free:
+                idle, self._idle = self._idle, []
+        try:
+            for db in idle:
+                db.close()
+            yield free
+        finally:
+            with self._changed:
+                self._paused = False
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Close the connections; those lent out close when they come back."""
-        with self._lock:
+        with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
         for db in idle:

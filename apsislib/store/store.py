@@ -25,6 +25,7 @@ from apsislib.store.pool import Pool
 from apsislib.store.reader import Reader
 from apsislib.store.records import Chunk, DeleteRuns, Entry, Grew, SetMeta, Sweep, Version, Written, run_id_of
 from apsislib.store.rows import number_of
+from apsislib.store.vacuum import Vacuum, sweep
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ OUTPUT_BATCH = 1 << 20  # bytes of output a transaction: 15 ms or so, which a tr
 OUTPUT_LIMIT = 32 << 20  # bytes of output in memory, beyond which agents are not asked for more
 BOX_LIMIT = 100_000  # effects not on disk, beyond which nothing new is to be started
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # s; between tries to write on a disk that refuses
+SWAP = 0.05  # s; for which readers are waited for before the file is swapped, and new ones wait
 QUERY_LIMIT = 30.0  # s; a query beyond this is ended
 
 
@@ -45,12 +47,13 @@ class _Batch:
 
 
 class _Chore:
-    """A vacuum that somebody waits for."""
+    """Work for the writer between two batches, that somebody waits for."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: Callable[[], Any]) -> None:
+        self.work = work
         self.done = Event()
-        self.sizes = (0, 0)
-        self.error: str | None = None
+        self.answer: Any = None
+        self.error: BaseException | None = None
 
 
 def _ignore(*_: Any) -> None:
@@ -114,7 +117,8 @@ class Store:
         self._waiting = 0  # effects handed over and not committed, those being written included
         self._backlog = Backlog()
         self._room: list[Callable[[], None]] = []  # to be called when the backlog has shrunk
-        self._chores: list[_Chore] = []  # vacuums that were asked for
+        self._chores: list[_Chore] = []
+        self._vacuum: Vacuum | None = None  # the one under way
         self._held: list[Forget] = []  # their verdicts are on disk, some of their output is not
         self._next_run = 1
         self._failure: str | None = None
@@ -130,6 +134,7 @@ class Store:
         """Open the database, making or migrating it. ApsisError: it cannot be used, and what to do."""
         lock = files.Lock(self.path)
         try:
+            sweep(self.path)
             db = files.open_database(self.path, self._timeout)
             try:
                 meta = dict(db.execute("SELECT name, value FROM meta"))
@@ -158,6 +163,9 @@ class Store:
         with self._lock:
             self._closing = True
             self._filled.notify_all()
+            vacuum = self._vacuum
+        if vacuum is not None:
+            vacuum.cancel()
         if self._thread is not None:
             self._thread.join(deadline.left() if deadline else None)
             if self._thread.is_alive():
@@ -298,18 +306,50 @@ class Store:
     def vacuum(self) -> tuple[int, int]:
         """Rewrite the file without gaps. Returns its size before and after, in bytes.
 
-        The writer does it between two transactions: what is handed over meanwhile waits, and readers do
-        not. Whenever it is cut off, the file is as before. ApsisError: it failed, for want of room say.
+        Takes long, of the calling thread; writer and readers go on. Whenever it is cut off, the file is
+        whole. One at a time. ApsisError: it failed, for want of room say.
         """
-        chore = _Chore()
+        with self._lock:
+            self._refuse_when_ending()
+            if self._vacuum is not None:
+                raise ApsisError("the database is being vacuumed already")
+            vacuum = self._vacuum = Vacuum(
+                self.path,
+                lambda work: self._between(lambda: work(self._connection())),
+                lambda change: bool(self._between(lambda: self._swap(change))),
+            )
+        try:
+            return vacuum.run()
+        except ApsisError as error:
+            raise ApsisError(f"the database can't be vacuumed: {error}") from error
+        finally:
+            with self._lock:
+                self._vacuum = None
+
+    def _between(self, work: Callable[[], Any]) -> Any:
+        """Have the writer do it between two batches: what it answers or raises. ApsisError: it has ended."""
+        chore = _Chore(work)
         with self._lock:
             self._refuse_when_ending()
             self._chores.append(chore)
             self._filled.notify()
         chore.done.wait()
         if chore.error is not None:
-            raise ApsisError(f"the database can't be vacuumed: {chore.error}")
-        return chore.sizes
+            raise chore.error
+        return chore.answer
+
+    def _connection(self) -> Connection:
+        assert self._db is not None
+        return self._db
+
+    def _swap(self, change: Callable[[Connection], bool]) -> bool:
+        """(apsis-writer only) Let another file take the name of this one, if nobody reads."""
+        with self._pool.paused(SWAP) as free:
+            if not free or not change(self._connection()):
+                return False
+            self._identity = files.identity(self.path)
+            self._db = files.connect(self.path, "rw", self._timeout)
+            return True
 
     def has_pending(self, run_id: str) -> bool:
         """Whether output of the run is not on disk yet."""
@@ -401,32 +441,24 @@ class Store:
                 self._stored.notify_all()
             self.on_death(error)
         finally:
-            for chore in self._chores:
-                chore.error = "the server is stopping"
+            with self._lock:
+                self._closing = True  # nobody may wait for what is not done any more
+                chores, self._chores = self._chores, []
+            for chore in chores:
+                chore.error = ApsisError("the server is stopping")
                 chore.done.set()
 
     def _do_chores(self) -> None:
-        """(apsis-writer only) Vacuum the file if somebody has asked for it."""
+        """(apsis-writer only) What somebody waits for between two batches. Its errors are theirs."""
         with self._lock:
             chores, self._chores = self._chores, []
-        if not chores:
-            return
-        before = after = 0
-        error: str | None = None
-        try:
-            assert self._db is not None
-            fold = "PRAGMA wal_checkpoint(TRUNCATE)"  # what is in the log belongs to the file's size
-            self._db.execute(fold)
-            before = self.path.stat().st_size
-            self._db.execute("VACUUM")
-            self._db.execute(fold)
-            after = self.path.stat().st_size
-        except (sqlite3.Error, OSError, MemoryError) as failed:
-            error = files.explain(self.path, failed)
-            log.error("vacuum: %s", error)
         for chore in chores:
-            chore.sizes, chore.error = (before, after), error
-            chore.done.set()
+            try:
+                chore.answer = chore.work()
+            except (ApsisError, sqlite3.Error, OSError, MemoryError) as error:
+                chore.error = error
+            finally:
+                chore.done.set()
 
     def _take(self) -> _Batch | None:
         """(apsis-writer only) What has gathered; of output, as much as may delay a transition.
