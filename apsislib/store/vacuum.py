@@ -73,6 +73,7 @@ class Vacuum:
         self._target = copy_of(path)
         self._copy: Connection | None = None
         self._dirty: Dirty = {}
+        self._old: int | None = None  # a descriptor of the file that has lost its name
         self._cancelled = Event()
 
     def cancel(self) -> None:
@@ -98,6 +99,8 @@ class Vacuum:
         finally:
             if self._copy is not None:
                 self._copy.close()
+            if self._old is not None:
+                os.close(self._old)
             with suppress(ApsisError, sqlite3.Error):
                 self._between(_forget)
             sweep(self._path)
@@ -214,6 +217,8 @@ class Vacuum:
             db.execute("PRAGMA journal_mode = WAL")
             return False
         try:
+            # Whoever closes it last waits for its blocks to be freed: that takes 200 ms of 600 MB.
+            self._old = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
             os.replace(self._target, self._path)
         except OSError:
             db.execute("ROLLBACK")
