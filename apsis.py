@@ -27,11 +27,13 @@ from typing import Any
 
 VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
+RETENTION = 90 * 86400.0  # s; of databases of our own, where the server's file says nothing
 RETIRED = 1_000_000  # runs that retention moves in a day at most: more than a server makes
 DEATH = 70  # exit status when the timer, the writer or the kernel has failed: restart me
 # Every run makes some hundred objects and few cycles: to look for these at every 700 objects, which is
 # Python's own default, costs a quarter of the engine's time.
 GC_THRESHOLD = (10_000, 10, 10)
+READY = 10.0  # s; after which systemd is told that a server is ready that serves but runs nothing yet
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
 LOAD = "_load-jobs"  # the command of the process that reads jobs for a server
@@ -260,34 +262,45 @@ def load_jobs(config: Any, kinds: Any = None) -> Any:
         kinds = jobs.Kinds(programs.Table(config).parse, Calendars(config.calendars), *types)
     found = jobs.load_dir(config.job_dir, kinds)
     found = found.with_jobs(own_jobs(config, kinds))
-    errors = jobs.check(found, WallClock().wall(), kinds.calendars.get)
+    now = WallClock().wall()
+    errors = jobs.check(found, now, kinds.calendars.get)
     if errors:
         raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
-    return found
+    retired = jobs.check_retention(found, now, kinds.calendars.get, retention(config))
+    return found.with_warnings(map(str, retired))
 
 
 def own_jobs(config: Any, kinds: Any) -> list[Any]:
     """The jobs that the server's file asks for."""
     from apsislib import jobs
 
-    age = config.runs.retention
-    if age is None or age == "off":
+    age = retention(config)
+    if age is None:
         return []
     path = config.database.path.absolute()
-    retention = {
-        "metadata": {
-            "description": "Moves old runs to an archive, as runs.retention of the server's file says."
-        },
+    target = config.runs.archive or path.with_name(f"{path.stem}-archive{path.suffix}")
+    program: dict[str, Any] = {"type": "purge", "age": age, "count": RETIRED}
+    does = "Deletes old runs"
+    if config.runs.on_retention == "archive":
+        program |= {"type": "archive", "path": str(target.absolute())}
+        does = "Moves old runs to an archive"
+    job = {
+        "metadata": {"description": f"{does}, as runs.retention of the server's file says."},
         "schedule": {"type": "daily", "daytime": "03:30:00", "tz": "UTC"},
-        "program": {
-            "type": "archive",
-            "age": age,
-            "count": RETIRED,
-            "path": str(path.with_name(f"{path.stem}-archive{path.suffix}")),
-        },
+        "program": program,
         "condition": {"type": "max_running", "count": 1},
     }
-    return [jobs.parse_job(retention, "apsis-retention", kinds)]
+    return [jobs.parse_job(job, "apsis-retention", kinds)]
+
+
+def retention(config: Any) -> float | None:
+    """Seconds after which finished runs leave the database; None: they stay."""
+    from apsislib.store import is_imported
+
+    age = config.runs.retention
+    if age is None:  # what was brought along is kept until somebody has decided
+        return None if is_imported(config.database.path) else RETENTION
+    return None if age == "off" else float(age)
 
 
 def load_jobs_apart(config: Any) -> Any:
@@ -367,6 +380,7 @@ def serve(args: argparse.Namespace) -> int:
         complain(error)
         server.stop()
         return 1
+    server.driver.is_running.wait(READY)  # its schedules are made: mostly at once
     notifier.send("READY=1", f"STATUS={server.driver.status()}")
     while (word := _next_word(asked, server, notifier)) == "hangup":
         notifier.send("RELOADING=1", f"MONOTONIC_USEC={int(server.driver.clock.monotonic() * 1e6)}")
@@ -428,6 +442,7 @@ def check_jobs(args: argparse.Namespace) -> int:
         found = jobs.load_dir(args.dir, kinds)
         now = WallClock().wall()
         errors = jobs.check(found, now, calendars.get)
+        errors += jobs.check_retention(found, now, calendars.get, retention(config))
         if args.check_dependencies_scheduled:
             errors += jobs.check_scheduled(found, now, calendars.get)
     except jobs.JobErrors as wrong:

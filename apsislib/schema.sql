@@ -10,6 +10,7 @@ CREATE TABLE meta (
 -- next_run      the first run number that no block has been reserved from
 -- clock         everything due before this instant has been claimed (absent until the first tick)
 -- batch         counts the writer's transactions, so that a commit with a doubtful end is not repeated
+-- imported      when what is in it was imported (absent in a database of our own from the start)
 -- installation  UUID of this database, new after an import or a restore
 
 CREATE TABLE runs (

@@ -44,6 +44,7 @@ ALIASES: dict[str, str] = {
 INTERNAL: dict[str, str] = {
     "apsis.program.internal.stats.StatsProgram": "programs.internal.Stats",
     "apsis.program.internal.archive.ArchiveProgram": "programs.internal.Archive",
+    "apsis.program.internal.purge.PurgeProgram": "programs.internal.Purge",
     "apsis.program.internal.vacuum.VacuumProgram": "programs.internal.Vacuum",
 }
 # Each of these also by its short name, its module, or its class alone.

@@ -52,7 +52,9 @@ class Stats:
 class Archive:
     """Moves runs that finished longer than `age` ago to the archive file at `path`."""
 
-    def __init__(self, age: float, count: int, path: Path, chunk: int | None, pause: float) -> None:
+    name, done = "archive", "archived"
+
+    def __init__(self, age: float, count: int, path: Path | None, chunk: int | None, pause: float) -> None:
         self._age = age
         self._count = count
         self._path = path
@@ -72,7 +74,7 @@ class Archive:
         return cls(
             age,
             _whole(mapping["count"], "count"),
-            _path(mapping["path"]),
+            _path(mapping["path"]) if "path" in mapping else None,
             None if chunk is None else _whole(chunk, "chunk_size"),
             0.0 if pause is None else duration(pause, "chunk_sleep"),
         )
@@ -89,7 +91,7 @@ class Archive:
                 nonlocal told
                 if host.clock.monotonic() - told >= TELL:
                     told = host.clock.monotonic()
-                    report.output(f"{done.runs:,} of {total:,} runs archived\n")
+                    report.output(f"{done.runs:,} of {total:,} runs {self.done}\n")
                     report.update(done.to_json())
 
             done = upkeep.retire(
@@ -106,12 +108,12 @@ class Archive:
             report.error(str(error))
             return
         report.output("".join(f"{line}\n" for line in describe(done)))
-        report.output(f"{done.runs:,} runs archived in {self._path}\n")
+        where = "" if self._path is None else f" in {self._path}"
+        report.output(f"{done.runs:,} runs {self.done}{where}\n")
         meta = done.to_json()
         if done.runs + len(done.left) >= self._count and remaining > 0:
-            text = (
-                f"archive count {self._count} exhausted with {remaining} eligible runs remaining: raise count"
-            )
+            left = f"{remaining} eligible runs remaining"
+            text = f"{self.name} count {self._count} exhausted with {left}: raise count"
             report.failure(text, meta)
         else:
             report.success(meta)
@@ -122,6 +124,17 @@ class Archive:
 
     def stop(self) -> None:
         self._stop.set()
+
+
+class Purge(Archive):
+    """Deletes runs that finished longer than `age` ago."""
+
+    name, done = "purge", "deleted"
+
+    @classmethod
+    def check(cls, mapping: Mapping[str, Any]) -> None:
+        required = ("age", "count")
+        check_keys(mapping, (*required, "chunk_size", "chunk_sleep"), required)
 
 
 class Vacuum:

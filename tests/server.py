@@ -37,6 +37,8 @@ class Server:
         self.jobs = directory / "jobs"
         self.process: subprocess.Popen[bytes] | None = None
         self.jobs.mkdir(parents=True, exist_ok=True)
+        if "runs:" not in config:
+            config += "runs: {retention: off}\n"  # or there would be a job that tests have not asked for
         if not (directory / "apsis.yaml").exists():
             (directory / "apsis.yaml").write_text(_CONFIG + config)
         for job_id, text in (jobs or {}).items():

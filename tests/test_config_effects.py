@@ -39,6 +39,8 @@ TABLE = {
     "database.timeout": "test_a_lock_of_somebody_else_is_waited_for_so_long",
     "runs.lookback": "test_runs_older_than_the_lookback_are_not_listed_but_there",
     "runs.retention": "test_internal.test_with_retention_a_job_of_the_servers_own_keeps_the_database_small",
+    "runs.on_retention": "test_internal.test_retention_may_delete_or_have_another_archive",
+    "runs.archive": "test_internal.test_retention_may_delete_or_have_another_archive",
     "schedule.horizon": "test_scheduled_runs_reach_to_the_horizon_and_to_a_number",
     "schedule.max_expected": "test_scheduled_runs_reach_to_the_horizon_and_to_a_number",
     "schedule.since": REFUSED,
@@ -227,7 +229,7 @@ class Collector:
 
 
 def test_jobs_calendars_and_the_database_are_where_the_file_says(server: Server) -> None:
-    assert {job["job_id"] for job in server.get("/jobs")} == set(JOBS)
+    assert {job["job_id"] for job in server.get("/jobs")} == {*JOBS, "apsis-retention"}
     assert (server.directory / "other.db").exists() and not (server.directory / "apsis.db").exists()
     days = server.get("/jobs/holidays/upcoming", since="2031-01-01", skipped="false")["upcoming"]
     assert [entry["time"][:10] for entry in days] == ["2031-12-25", "2031-12-26"]

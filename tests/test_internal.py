@@ -165,9 +165,50 @@ def test_with_retention_a_job_of_the_servers_own_keeps_the_database_small(tmp_pa
         assert requests.post(reload, timeout=30).json()["removed"] == []
 
 
+def test_retention_is_on_for_databases_of_our_own_and_off_for_imported_ones(tmp_path: Path) -> None:
+    (tmp_path / "apsis.yaml").write_text("job_dir: jobs\ndatabase: {path: apsis.db}\n")
+    server = Server(tmp_path, {"nothing": JOBS["nothing"]})
+    with server.running():
+        (job,) = [job for job in server.get("/jobs") if job["job_id"] == "apsis-retention"]
+        assert job["program"]["age"] == 90 * 86400
+        assert job["program"]["path"] == str(tmp_path / "apsis-archive.db")
+        server.end()
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            db.execute("INSERT INTO meta VALUES ('imported', 1.0)")
+        server.start()
+        assert [job["job_id"] for job in server.get("/jobs")] == ["nothing"]
+
+
+def test_retention_may_delete_or_have_another_archive(tmp_path: Path) -> None:
+    config = f"runs: {{retention: 90 days, on_retention: delete, archive: {tmp_path}/far.db}}\n"
+    server = Server(tmp_path, {"nothing": JOBS["nothing"]}, config)
+    with server.running():
+        old, new = (run(server, "nothing")["run_id"] for _ in range(2))
+        server.end()
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            quarter = 91 * 86400
+            db.execute("UPDATE runs SET timestamp = timestamp - ? WHERE number = ?", (quarter, int(old[1:])))
+        text = (tmp_path / "apsis.yaml").read_text()
+        server.start()
+        done = run(server, "apsis-retention")
+        assert done["state"] == "success" and server.output(done["run_id"]) == b"1 runs deleted\n"
+        assert (is_there(server, old), is_there(server, new)) == (False, True)
+        assert not (tmp_path / "far.db").exists()
+        server.end()
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            db.execute("UPDATE runs SET timestamp = timestamp - ? WHERE number = ?", (quarter, int(new[1:])))
+        (tmp_path / "apsis.yaml").write_text(text.replace("on_retention: delete", "on_retention: archive"))
+        server.start()
+        done = run(server, "apsis-retention")
+        assert done["state"] == "success", server.messages(done["run_id"])
+        assert rows(tmp_path / "far.db") == [new]
+
+
 @pytest.mark.parametrize("name", sorted(INTERNAL_NAMES))
 def test_each_of_their_names_is_known_and_stored_as_the_longest(name: str) -> None:
-    keys = {"age": "14d", "count": 10, "path": "/a"} if "rchive" in name else {}
+    keys: dict[str, Any] = {"age": "14d", "count": 10} if "urge" in name else {}
+    if "rchive" in name:
+        keys = {"age": "14d", "count": 10, "path": "/a"}
     table = Table(Config())
     program = table.parse({"type": name, **keys})
     stored = program.bind(lambda text: text).to_json()

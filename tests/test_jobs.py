@@ -10,7 +10,16 @@ import pytest
 
 from apsislib.calendars import Calendars
 from apsislib.errors import BadRequest, FieldError, NotFound
-from apsislib.jobs import JobErrors, JobSet, Kinds, check, check_scheduled, load_dir, parse_job
+from apsislib.jobs import (
+    JobErrors,
+    JobSet,
+    Kinds,
+    check,
+    check_retention,
+    check_scheduled,
+    load_dir,
+    parse_job,
+)
 from apsislib.runs import Limits
 from apsislib.states import State
 from apsislib.times import parse_time
@@ -688,3 +697,30 @@ def test_a_run_that_will_wait_too_long_is_told_with_the_reason(planned):
     assert found[0][2].split("\n")[1].startswith("  dependency: b(date=2026-03-02)")
     assert found[0][2].split("\n")[2].startswith("    dependency: c(date=2026-03-02)")
     assert not planned(**files, max_wait=86400)
+
+
+LATE = """params: [date]
+schedule: {{type: daily, tz: UTC, daytime: "12:00:00"}}
+condition:
+  - {{type: const, value: true}}
+  - type: dependency
+    job_id: base
+    args: {{date: "{{{{ Date(date) - {days} }}}}"}}
+program: {{type: no-op}}
+"""
+
+
+def test_a_dependency_on_a_run_that_will_have_left_the_database_is_seen(load):
+    jobs = load(
+        base="params: [date]\nprogram: {type: no-op}\n",
+        **{f"late{days}": LATE.format(days=days) for days in (7, 89, 100)},
+    )
+    now = parse_time("2026-05-01T06:00:00Z")
+    (found,) = check_retention(jobs, now, None, 90 * 86400.0)
+    assert (found.job_id, found.line) == ("late100", 5)
+    assert found.message == (
+        "the run base(date=2026-01-21) that it depends on, of 100 days before, will have left the database:"
+        " runs.retention is 90 days"
+    )
+    assert check_retention(jobs, now, None, None) == []
+    assert len(check_retention(jobs, now, None, 86400.0)) == 3

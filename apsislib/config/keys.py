@@ -45,9 +45,13 @@ class Database:
 class Runs:
     # Runs older than this many seconds are not listed; conditions still see them. None: all are.
     lookback: float | None = _key(values.duration_or_off, None)
-    # Finished runs are archived after this many seconds by a job of the server's own, apsis-retention;
-    # "off", or None: they are kept for ever.
+    # Finished runs leave the database after this many seconds, by a job of the server's own,
+    # apsis-retention; "off": they are kept for ever. None: 90 days, unless the database was imported.
     retention: float | Literal["off"] | None = _key(values.retention, None)
+    # What becomes of them.
+    on_retention: str = _key(values.one_of("archive", "delete"), "archive")
+    # The file that they are moved to. None: NAME-archive.db beside the database NAME.db.
+    archive: Path | None = _key(values.path, None)
 
 
 @dataclass(frozen=True, slots=True)

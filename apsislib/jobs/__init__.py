@@ -5,7 +5,7 @@ of a JobSet; checks.py tries what only shows between jobs, or when their templat
 """
 
 from apsislib.errors import JobErrors
-from apsislib.jobs.checks import check, check_scheduled
+from apsislib.jobs.checks import check, check_retention, check_scheduled
 from apsislib.jobs.files import SUFFIX, load_dir
 from apsislib.jobs.parsing import Kinds, described, parse_job
 from apsislib.jobs.sets import Diff, JobSet, NoMatch
@@ -18,6 +18,7 @@ __all__ = [
     "Kinds",
     "NoMatch",
     "check",
+    "check_retention",
     "check_scheduled",
     "described",
     "load_dir",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
 
@@ -142,54 +143,12 @@ def _texts(json: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-# -- dependencies between schedules --------------------------------------------------------------------
+class _Dependencies:
+    """What runs depend on, as bound for their args."""
 
-
-def check_scheduled(
-    jobs: JobSet, now: float, get_calendar: GetCalendar, max_wait: float | None = None
-) -> list[JobError]:
-    """Dependencies that no schedule fulfils, for the runs of the next 24 hours; and cycles of them.
-
-    A guess: runs made by actions or by hand may fulfil them, too. What is scheduled within 24 hours
-    before or after `now` counts. With `max_wait` (seconds), also the runs that will wait longer, if
-    every run starts as soon as what it depends on has started.
-    """
-    plan = _Plan(jobs, now, get_calendar)
-    return [*plan.missing(), *plan.cycles(), *(plan.late(max_wait) if max_wait is not None else ())]
-
-
-class _Plan:
-    """Two days of schedules: which instances there are, when, and what each depends on."""
-
-    def __init__(self, jobs: JobSet, now: float, get_calendar: GetCalendar) -> None:
+    def __init__(self, jobs: JobSet, get_calendar: GetCalendar) -> None:
         self.jobs = jobs
         self.get_calendar = get_calendar
-        self.args: dict[Key, dict[str, str]] = {}
-        self.times: dict[Key, float] = {}  # the latest, where an instance comes twice
-        upcoming: list[Key] = []
-        for job in jobs.jobs.values():
-            for time, args in self.scheduled(job, now - DAY, now + DAY):
-                key = job.job_id, canonical(args)
-                self.args[key] = args
-                self.times[key] = max(time, self.times.get(key, time))
-                if time >= now:
-                    upcoming.append(key)
-        self.failed: list[JobError] = []
-        # In order of jobs and times, each once.
-        self.depends: dict[Key, list[tuple[BoundDependency, int]]] = {
-            key: self.dependencies(jobs.jobs[key[0]], self.args[key]) for key in dict.fromkeys(upcoming)
-        }
-
-    def scheduled(self, job: Job, start: float, stop: float) -> Iterator[tuple[float, dict[str, str]]]:
-        for schedule in job.schedules:
-            if schedule.enabled:
-                try:
-                    for occurrence in islice(schedule.after(start), MAX_INSTANCES):
-                        if occurrence.time >= stop:
-                            break
-                        yield occurrence.time, scheduled_args(job, occurrence)
-                except Exception:  # check() has said so
-                    continue
 
     def dependencies(self, job: Job, args: Args) -> list[tuple[BoundDependency, int]]:
         """What a run waits for, each with its index among the job's conditions."""
@@ -216,6 +175,100 @@ class _Plan:
         if job is None:
             raise BadRequest(f"unknown job ID in condition: {job_id}")
         return job
+
+
+# -- dependencies on runs that have left the database ---------------------------------------------------
+
+
+def check_retention(jobs: JobSet, now: float, get_calendar: GetCalendar, age: float | None) -> list[JobError]:
+    """Dependencies on runs so old that they will have been archived or deleted, `age` seconds after
+    their end; None: they never are. Seen is only what an arg with a date says, of the next run."""
+    if age is None:
+        return []
+    found: list[JobError] = []
+    plan = _Dependencies(jobs, get_calendar)
+    for job in jobs.jobs.values():
+        told: set[int] = set()
+        for occurrence in _firsts(job, now):
+            for dependency, i in plan.dependencies(job, scheduled_args(job, occurrence)):
+                days = [day for day in map(_day, dependency.args.values()) if day is not None]
+                old = (occurrence.time - max(days)) if days else 0.0
+                if old > age + DAY and i not in told:
+                    told.add(i)
+                    path, line = jobs.place(job.job_id, "condition", i)
+                    name = instance(dependency.job_id, dependency.args)
+                    text = (
+                        f"the run {name} that it depends on, of {old / DAY:.0f} days before, will have left"
+                    )
+                    text += f" the database: runs.retention is {format_duration(age)}"
+                    found.append(JobError(path, line, text, job.job_id))
+    return found
+
+
+def _firsts(job: Job, now: float) -> Iterator[Occurrence]:
+    for schedule in job.schedules:
+        if schedule.enabled:
+            try:
+                yield from islice(schedule.after(now), 1)
+            except Exception:  # check() has said so
+                continue
+
+
+def _day(text: str) -> float | None:
+    """The instant of a date that an arg is, or begins with."""
+    try:
+        return datetime.fromisoformat(text[:10]).replace(tzinfo=UTC).timestamp()
+    except ValueError:
+        return None
+
+
+# -- dependencies between schedules --------------------------------------------------------------------
+
+
+def check_scheduled(
+    jobs: JobSet, now: float, get_calendar: GetCalendar, max_wait: float | None = None
+) -> list[JobError]:
+    """Dependencies that no schedule fulfils, for the runs of the next 24 hours; and cycles of them.
+
+    A guess: runs made by actions or by hand may fulfil them, too. What is scheduled within 24 hours
+    before or after `now` counts. With `max_wait` (seconds), also the runs that will wait longer, if
+    every run starts as soon as what it depends on has started.
+    """
+    plan = _Plan(jobs, now, get_calendar)
+    return [*plan.missing(), *plan.cycles(), *(plan.late(max_wait) if max_wait is not None else ())]
+
+
+class _Plan(_Dependencies):
+    """Two days of schedules: which instances there are, when, and what each depends on."""
+
+    def __init__(self, jobs: JobSet, now: float, get_calendar: GetCalendar) -> None:
+        super().__init__(jobs, get_calendar)
+        self.args: dict[Key, dict[str, str]] = {}
+        self.times: dict[Key, float] = {}  # the latest, where an instance comes twice
+        upcoming: list[Key] = []
+        for job in jobs.jobs.values():
+            for time, args in self.scheduled(job, now - DAY, now + DAY):
+                key = job.job_id, canonical(args)
+                self.args[key] = args
+                self.times[key] = max(time, self.times.get(key, time))
+                if time >= now:
+                    upcoming.append(key)
+        self.failed: list[JobError] = []
+        # In order of jobs and times, each once.
+        self.depends: dict[Key, list[tuple[BoundDependency, int]]] = {
+            key: self.dependencies(jobs.jobs[key[0]], self.args[key]) for key in dict.fromkeys(upcoming)
+        }
+
+    def scheduled(self, job: Job, start: float, stop: float) -> Iterator[tuple[float, dict[str, str]]]:
+        for schedule in job.schedules:
+            if schedule.enabled:
+                try:
+                    for occurrence in islice(schedule.after(start), MAX_INSTANCES):
+                        if occurrence.time >= stop:
+                            break
+                        yield occurrence.time, scheduled_args(job, occurrence)
+                except Exception:  # check() has said so
+                    continue
 
     def error(self, key: Key, message: str, *keys: str | int) -> JobError:
         path, line = self.jobs.place(key[0], *keys)

@@ -50,6 +50,10 @@ class JobSet:
         more = {job.job_id: job for job in jobs}
         return JobSet({**more, **self._jobs}.values(), self._lines, self.warnings)
 
+    def with_warnings(self, warnings: Iterable[str]) -> JobSet:
+        """The same, and more to be said in the log."""
+        return JobSet(self._jobs.values(), self._lines, (*self.warnings, *warnings))
+
     @property
     def jobs(self) -> Mapping[str, Job]:
         return MappingProxyType(self._jobs)

@@ -15,7 +15,7 @@ records   what goes in and comes out, besides the kernel's effects
 """
 
 from apsislib.store.archive import Archive
-from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID
+from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID, is_imported
 from apsislib.store.reader import Reader
 from apsislib.store.records import (
     Chunk,
@@ -51,4 +51,5 @@ __all__ = [
     "Store",
     "Sweep",
     "Version",
+    "is_imported",
 ]

@@ -166,6 +166,17 @@ def open_database(
         raise ApsisError(explain(path, error)) from error
 
 
+def is_imported(path: Path) -> bool:
+    """Whether what is in this database came from another program. False where there is none."""
+    if not path.is_file():
+        return False
+    try:
+        with closing(connect(path, "ro")) as db:
+            return db.execute("SELECT 1 FROM meta WHERE name = 'imported'").fetchone() is not None
+    except sqlite3.Error:  # whoever opens it will say so
+        return False
+
+
 def explain(path: Path, error: BaseException) -> str:
     """What went wrong with the file, and the way out."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

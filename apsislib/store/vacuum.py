@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
 from sqlite3 import Connection
-from threading import Event
+from threading import Event, Thread
 from typing import Any
 from urllib.parse import quote
 
@@ -38,6 +38,7 @@ KEYS = {
     "owed": ("seq",),
     "jobs": ("job_id",),
 }
+FLUSH = 0.02  # s; between two times that what has been copied is written to the disk
 FEW = 200  # rows that the swap may bring over: some ms
 RETRY = 0.5  # s; until the next try, where somebody had the database open
 PATIENCE = 600.0  # s; for which that is tried
@@ -112,7 +113,14 @@ class Vacuum:
         with closing(files.connect(self._path, "rw")) as live:  # a read-only one may not make the copy either
             self._copy = live  # for cancel()
             self._check()
-            live.execute("VACUUM INTO ?", (str(self._target),))
+            made = Event()
+            flusher = Thread(target=self._flush, args=(made,), name="apsis-vacuum-flush")
+            flusher.start()
+            try:
+                live.execute("VACUUM INTO ?", (str(self._target),))
+            finally:
+                made.set()
+                flusher.join()
             self._copy = None
         found = self._path.stat()
         os.chmod(self._target, found.st_mode & 0o7777)
@@ -124,6 +132,15 @@ class Vacuum:
             said = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if said != "ok":
                 raise ApsisError(f"the copy is damaged, so the file is too: {said}")
+
+    def _flush(self, made: Event) -> None:
+        """(apsis-vacuum-flush) Write the copy out bit by bit: all at once would hold up every commit."""
+        while not self._target.exists():
+            if made.wait(FLUSH):
+                return
+        with open(self._target, "rb+") as file:
+            while not made.wait(FLUSH):
+                os.fdatasync(file.fileno())
 
     def _bring_over(self) -> None:
         tries = int(PATIENCE / RETRY)
