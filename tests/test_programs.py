@@ -410,6 +410,6 @@ def test_users_classes_have_short_names_by_configuration():
     assert TABLE.load(program.to_json()).to_json() == program.to_json()
     with pytest.raises(
         FieldError,
-        match="known: no-op, procstar, procstar-shell, procstar-ecs, stats, archive, vacuum, count",
+        match="known: no-op, procstar, procstar-shell, procstar-ecs, stats, archive, purge, vacuum, count",
     ):
         table.parse({"type": "cuont"})
