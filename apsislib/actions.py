@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from apsislib import extensions
 from apsislib.conditions import parse_states
 from apsislib.errors import FieldError
+from apsislib.expectations import ALARMS
 from apsislib.extensions import if_json, on_text
 from apsislib.runs import Json, instance
 from apsislib.states import State
@@ -40,11 +41,12 @@ class ScheduleAction:
     job_id: str
     args: Mapping[str, str] = field(default_factory=dict)
     states: frozenset[State] | None = None
+    alarms: frozenset[str] = frozenset()  # owed on these instead
 
     def to_json(self) -> dict[str, Any]:
         json: dict[str, Any] = {"type": "schedule", "job_id": self.job_id, "args": dict(self.args)}
-        text = f"schedule {instance(self.job_id, self.args)}{on_text(self.states)}"
-        return json | if_json(self.states) | {"str": text}
+        text = f"schedule {instance(self.job_id, self.args)}{on_text(self.states, self.alarms)}"
+        return json | if_json(self.states, self.alarms) | {"str": text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +57,30 @@ class EmailAction:
     sender: str
     subject: str | None = None  # None: job, args and state
     states: frozenset[State] | None = None
+    alarms: frozenset[str] = frozenset()  # owed on these instead
 
     def to_json(self) -> dict[str, Any]:
         json: dict[str, Any] = {"type": "email", "to": list(self.to), "from": self.sender}
         if self.subject is not None:
             json["subject"] = self.subject
-        text = f"e-mail to {', '.join(self.to)}{on_text(self.states)}"
-        return json | if_json(self.states) | {"str": text}
+        text = f"e-mail to {', '.join(self.to)}{on_text(self.states, self.alarms)}"
+        return json | if_json(self.states, self.alarms) | {"str": text}
 
 
 def owed(action: Json, state: State) -> bool:
     """Whether an action, in its JSON form, follows a transition into `state`."""
-    states = (action.get("if") or {}).get("states")
-    return states is None or state.value in states
+    when = action.get("if")
+    if not when:
+        return True
+    states = when.get("states")
+    return "alarm" not in when and (states is None or state.value in states)
+
+
+def owed_by_alarm(action: Json, alarm: str, state: State) -> bool:
+    """Whether an action follows this alarm of a run that is in `state`."""
+    when = action.get("if") or {}
+    states = when.get("states")
+    return alarm in when.get("alarm", ()) and (states is None or state.value in states)
 
 
 def parse(mapping: Any, types: Mapping[str, str] = _NO_TYPES) -> Action:
@@ -81,10 +94,10 @@ def parse(mapping: Any, types: Mapping[str, str] = _NO_TYPES) -> Action:
     if "type" not in mapping:
         raise FieldError(f"missing type (known: {known})")
     kind = mapping["type"]
-    states = _if_states(mapping.get("if"))
+    states, alarms = _if_states(mapping.get("if")), _if_alarms(mapping.get("if"))
     path = extensions.path_of(kind, types, _KEYS)
     if path is not None:
-        return extensions.parse_action(mapping, path, states)
+        return extensions.parse_action(mapping, path, states, alarms)
     if not isinstance(kind, str) or kind not in _KEYS:
         raise FieldError(
             f"unknown action type: {kind} (known: {known}, or a class: package.module.Class)", ["type"]
@@ -92,10 +105,14 @@ def parse(mapping: Any, types: Mapping[str, str] = _NO_TYPES) -> Action:
     surplus = [str(k) for k in mapping if k not in _KEYS[kind]]
     if surplus:
         raise FieldError(f"unexpected keys: {' '.join(surplus)}", [surplus[0]])
-    return ScheduleAction(*_target(mapping), states) if kind == "schedule" else _email(mapping, states)
+    if kind == "schedule":
+        return ScheduleAction(*_target(mapping), states, alarms)
+    return _email(mapping, states, alarms)
 
 
-def _email(mapping: Mapping[str, Any], states: frozenset[State] | None) -> EmailAction:
+def _email(
+    mapping: Mapping[str, Any], states: frozenset[State] | None, alarms: frozenset[str]
+) -> EmailAction:
     for key in ("to", "from"):
         if mapping.get(key) is None:
             raise FieldError(f"missing key: {key}")
@@ -106,7 +123,7 @@ def _email(mapping: Mapping[str, Any], states: frozenset[State] | None) -> Email
             raise FieldError(f"{key} must be a text: {value!r}", [key])
     if not to:
         raise FieldError("to must be an address, or a list of them", ["to"])
-    return EmailAction(tuple(to), mapping["from"], mapping.get("subject"), states)
+    return EmailAction(tuple(to), mapping["from"], mapping.get("subject"), states, alarms)
 
 
 def successor(value: Any) -> Action:
@@ -132,12 +149,21 @@ def _target(mapping: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
     return mapping["job_id"], {str(k): str(v) for k, v in args.items()}
 
 
+def _if_alarms(value: Any) -> frozenset[str]:
+    named = value.get("alarm") if isinstance(value, Mapping) else None
+    found = named if isinstance(named, list) else [] if named is None else [named]
+    for name in found:
+        if name not in ALARMS:
+            raise FieldError(f"unknown alarm: {name} (known: {', '.join(ALARMS)})", ["if", "alarm"])
+    return frozenset(found)
+
+
 def _if_states(value: Any) -> frozenset[State] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        raise FieldError("if must be a mapping with states", ["if"])
-    surplus = [str(k) for k in value if k != "states"]
+        raise FieldError("if must be a mapping with states or alarm", ["if"])
+    surplus = [str(k) for k in value if k not in ("states", "alarm")]
     if surplus:
         raise FieldError(f"unexpected keys: {' '.join(surplus)}", ["if", surplus[0]])
     if value.get("states") is None:

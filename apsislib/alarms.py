@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from apsislib.runs import Alarm
 
-_WALL = (Alarm.DUE, Alarm.STOP)
+_WALL = (Alarm.DUE, Alarm.STOP, Alarm.LATE, Alarm.MISSED)
 _Entry = tuple[float, int, str, Alarm]
 _NONE: dict[Alarm, tuple[int, float]] = {}
 

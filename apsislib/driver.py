@@ -50,6 +50,7 @@ from apsislib.runs import (
     Note,
     Output,
     Owe,
+    Raised,
     Report,
     Run,
     Save,
@@ -74,6 +75,7 @@ SLICE = 100  # steps of one hold of the lock: a few ms
 INSTANT = 0.25  # s; how long a POST waits for runs that end at once
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
 LATE = 5.0  # s; a timer that is behind by more is an ailment
+DOWN = 5.0  # s; without a server, before that is a reason for a late start
 STALLED = 30.0  # s; without a round of the timer, which naps for NAP at most
 UNPLACED = 5.0  # s; and so is a run that finds no agent for longer
 COMMIT = 30.0  # s; how long a command waits for its commit before it answers 503
@@ -160,6 +162,8 @@ class Driver:
                     " what was missed since, serve with -o schedule.since=now"
                 )
             self._kernel = Scheduler(settings, start, reader.occurrences(start))
+            if stored is not None and now - stored > DOWN:
+                self._kernel.down = stored, now
             if start != stored:  # else a server that ends at once would forget when it began
                 self._kernel.outbox.append(SetClock(start))
             self._ad_hoc: dict[str, Job] = self._read_ad_hoc(reader.ad_hoc())
@@ -327,6 +331,7 @@ class Driver:
             self._kernel.leaving.pop(save.run.run_id, None)
         ended = [save.run for save in saved if save.run.state in FINISHED]
         self.tally.saw(save.run for save in saved if save.transition)
+        self.tally.heard((e.run.job_id, e.alarm) for e in effects if isinstance(e, Raised))
         if calls or ended:
             self._submit(self._programs, self._call, calls, ended)
         for effect in effects:
@@ -673,6 +678,8 @@ class Driver:
             limits=bound.limits,
             meta={"job": {"labels": labels(job)}},
         )
+        if job.expect is not None:
+            run = run.but(meta={**run.meta, "expect": job.expect.of(run.times["schedule"])})
         return run.but(run_state=self._parts.load_program(bound.program).prepare(run))
 
     def _new_id(self) -> str:

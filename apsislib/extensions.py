@@ -122,26 +122,35 @@ class OwnAction:
     path: str
     config: Mapping[str, Any]
     states: frozenset[State] | None = None
+    alarms: frozenset[str] = frozenset()
 
     def to_json(self) -> dict[str, Any]:
-        json = {"type": self.path, **self.config, **if_json(self.states)}
-        return json | {"str": _text(self.path, self.config) + on_text(self.states)}
+        json = {"type": self.path, **self.config, **if_json(self.states, self.alarms)}
+        return json | {"str": _text(self.path, self.config) + on_text(self.states, self.alarms)}
 
 
-def if_json(states: frozenset[State] | None) -> dict[str, Any]:
+def if_json(states: frozenset[State] | None, alarms: frozenset[str]) -> dict[str, Any]:
     """The `if` of an action, as JSON: on every transition without one."""
-    return {} if states is None else {"if": {"states": [s.value for s in conditions.ORDER if s in states]}}
+    when: dict[str, Any] = {}
+    if states is not None:
+        when["states"] = [s.value for s in conditions.ORDER if s in states]
+    if alarms:
+        when["alarm"] = sorted(alarms)
+    return {"if": when} if when else {}
 
 
-def on_text(states: frozenset[State] | None) -> str:
-    return "" if states is None else f" on {'|'.join(s for s in conditions.ORDER if s in states)}"
+def on_text(states: frozenset[State] | None, alarms: frozenset[str]) -> str:
+    text = f" when {'|'.join(sorted(alarms))}" if alarms else ""
+    return text if states is None else f"{text} on {'|'.join(s for s in conditions.ORDER if s in states)}"
 
 
-def parse_action(mapping: Mapping[str, Any], path: str, states: frozenset[State] | None) -> OwnAction:
+def parse_action(
+    mapping: Mapping[str, Any], path: str, states: frozenset[State] | None, alarms: frozenset[str]
+) -> OwnAction:
     """Raises FieldError with the key path."""
     config = _config(mapping, ("type", "if", "str"))
     _try(path, "action", _ACTION, config)
-    return OwnAction(path, config, states)
+    return OwnAction(path, config, states, alarms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ class Tally:
         self._lock = Lock()  # protects all below; leaf
         self._names: dict[str, str] = {}  # job ID -> label
         self._ended: Counter[tuple[str, State]] = Counter()
+        self._alarms: Counter[tuple[str, str]] = Counter()
         self._succeeded: dict[str, float] = {}  # by label: instant of the last success
         self._asked: set[str] = set()  # job IDs whose last success has been looked up
         self._late = [0] * (len(BUCKETS) + 1)
@@ -54,6 +55,12 @@ class Tally:
             self._succeeded[label] = max(self._succeeded.get(label, 0.0), run.timestamp)
         if sum(state.value in run.times for state in FINISHED) == 1:  # else a mark: it ended before
             self._ended[label, run.state] += 1
+
+    def heard(self, alarms: Iterable[tuple[str, str]]) -> None:
+        """(job ID, alarm) of runs that did not keep to what is expected of them."""
+        with self._lock:
+            for job_id, alarm in alarms:
+                self._alarms[self._label_locked(job_id), alarm] += 1
 
     def know(self, job_ids: Iterable[str]) -> list[str]:
         """Count these jobs from zero on. Answers those whose last success has yet to be looked up."""
@@ -84,9 +91,13 @@ class Tally:
         with self._lock:
             ended, succeeded = dict(self._ended), dict(self._succeeded)
             late, total = list(self._late), self._late_sum
+            alarms = dict(self._alarms)
         text.family("apsis_runs_finished_total", "counter", "Runs that have ended, by job and how.")
         for (job, state), number in sorted(ended.items()):
             text.sample(number, job=job, state=state.value)
+        text.family("apsis_alarms_total", "counter", "Runs found late, missed or long, by job.")
+        for (job, alarm), number in sorted(alarms.items()):
+            text.sample(number, job=job, alarm=alarm)
         text.family("apsis_job_last_success_timestamp_seconds", "gauge", "When a job's last success ended.")
         for job, instant in sorted(succeeded.items()):
             text.sample(instant, job=job)

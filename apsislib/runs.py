@@ -136,6 +136,7 @@ class Job:
     ad_hoc: bool = False
     source: str | None = None  # the file's path
     json: Json = field(default_factory=dict)  # the definition as API and database show it
+    expect: Any = None  # expectations.Expectation; None: nothing is expected
 
 
 # -- runs ----------------------------------------------------------------------------------------
@@ -155,7 +156,8 @@ class Run:
     program: Json | None = None  # bound; None where binding failed
     conds: tuple[Json, ...] = ()  # bound
     actions: tuple[Json, ...] = ()
-    meta: Json = field(default_factory=dict)  # "job": {"labels"}, "program": {...}, "elapsed": s
+    # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s}, "alarms": [...]
+    meta: Json = field(default_factory=dict)
     run_state: Json | None = None  # what the program needs to find its process again
     occurrence: str | None = None  # identity of the occurrence it was made for; unique
     cause: str | None = None  # identity of the action that made it; unique
@@ -207,6 +209,9 @@ class Alarm(IntEnum):
     RECONNECT = 6  # boot: the agent has been away for too long
     WAKE = 7  # boot: its program asked for it
     CHECK = 8  # boot: a condition of a user's class is to be asked again
+    LATE = 9  # wall: it should have begun by now
+    MISSED = 10  # wall: it should have ended by now
+    LONG = 11  # boot: it should not run for longer
 
 
 # -- what programs report ------------------------------------------------------------------------
@@ -394,6 +399,14 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Raised:
+    """Not stored by itself: the run does not keep to what is expected of it."""
+
+    run: Run
+    alarm: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """Not stored: ask the database, off the lock, in which states runs of this instance ended."""
 
@@ -432,6 +445,7 @@ Effect = (
     | Forget
     | Expect
     | Drop
+    | Raised
     | Lookup
     | Check
     | Bind

@@ -44,6 +44,7 @@ from apsislib.runs import (
     Output,
     Owe,
     Placed,
+    Raised,
     Remark,
     Report,
     Run,
@@ -90,6 +91,7 @@ class Scheduler:
         self.outbox: list[Effect] = []
         self.jobs: dict[str, Job] = {}
         self.clock = clock
+        self.down: tuple[float, float] | None = None  # since when and until when there was no server
         # Read without the lock by GETs (C-level copies of a dict are atomic); written only under it.
         self.runs: dict[str, Run] = {}
         self.expected: dict[str, dict[str, Run]] = {}  # by job ID
@@ -224,6 +226,7 @@ class Scheduler:
             self.expected.setdefault(run.job_id, {})[run.run_id] = run
             self._put(run)
             self._alarms.arm(run.run_id, Alarm.DUE, run.times["schedule"])
+            self._watch(run)
             self.outbox.append(Expect(run))
             self._touch(run, None)
 
@@ -264,6 +267,7 @@ class Scheduler:
             self._note(run, run.timestamp, line)
         self._owe(run)
         self._touch(run, None)
+        self._watch(run)
         if run.times["schedule"] <= wall:
             self._due(run, wall, boot)
         else:
@@ -290,6 +294,7 @@ class Scheduler:
                 self._move(run, State.ERROR, wall, f"error: could not be restored: {error}", force=True)
 
     def _restore(self, run: Run, wall: float, boot: float) -> None:
+        self._watch(run)
         for name, end in ((run.run_state or {}).get("timers") or {}).items():
             kind = Alarm[name]
             # Of RECONNECT: it was us who was away. WAITING is as the server's file says now.
@@ -310,6 +315,8 @@ class Scheduler:
                 self.outbox.append(Launch(run))
             case State.STARTING | State.RUNNING | State.STOPPING:
                 self._note(run, wall, "reconnecting")
+                if run.state is State.RUNNING:
+                    self._watch_long(run, boot - (wall - run.times.get("running", wall)))
                 if run.state is State.RUNNING and "stop" in run.times:
                     self._alarms.arm(run.run_id, Alarm.STOP, run.times["stop"])
                 # Agents are let in later: that this one is away now is no news.
@@ -393,10 +400,21 @@ class Scheduler:
                 self.outbox.append(Forget(run))
             case Alarm.WAKE:
                 self.outbox.append(Wake(run))
+            case Alarm.LATE if not run.expected and not run.times.get("starting", wall + 1) <= when:
+                self._raise(run, "late", wall, f"has not begun by {stamp(when)}")
+            case Alarm.MISSED if not run.expected:
+                self._raise(run, "missed", wall, f"has not ended by {stamp(when)}")
+            case Alarm.LONG if run.state is State.RUNNING:
+                self._raise(
+                    run, "long", wall, f"has been running for more than {run.meta['expect']['long']:g} s"
+                )
 
     def _due(self, run: Run, wall: float, boot: float) -> None:
         run = self._claim(run)
         late = wall - run.times["schedule"]
+        if self.down is not None and self.down[0] <= run.times["schedule"] < self.down[1]:
+            since, until = map(stamp, self.down)
+            self._note(run, wall, f"{late:.0f} s late: the server was down from {since} to {until}")
         if run.occurrence and self._settings.max_age is not None and late > self._settings.max_age:
             text = f"skipped: missed: due {late:.0f} s ago, schedule.max_age is {self._settings.max_age:g} s"
             self._move(run, State.SKIPPED, wall, text)
@@ -658,6 +676,7 @@ class Scheduler:
         run = self._move(run, State.RUNNING, wall, meta=meta, run_state=run_state)
         self._alarms.disarm(run.run_id, (Alarm.START, Alarm.RECONNECT))
         run = self._arm(run, Alarm.TIMEOUT, run.limits.timeout, wall, boot)
+        self._watch_long(run, boot)
         if report.wake is not None:
             self._alarms.arm(run.run_id, Alarm.WAKE, boot + report.wake)
         stop = run.times.get("stop")
@@ -700,6 +719,34 @@ class Scheduler:
         self._note(run, wall, f"sending {name}")
         self.outbox.append(Signal(run, signum, stop))
         return run
+
+    # -- what is expected of runs ------------------------------------------------------------------
+
+    def _watch(self, run: Run) -> None:
+        expect = run.meta.get("expect")
+        if expect:
+            raised = run.meta.get("alarms", ())
+            for kind, name in ((Alarm.LATE, "late"), (Alarm.MISSED, "missed")):
+                if name in expect and name not in raised:
+                    self._alarms.arm(run.run_id, kind, expect[name])
+
+    def _watch_long(self, run: Run, since: float) -> None:
+        """`since`: the boot instant at which it began to run."""
+        expect = run.meta.get("expect")
+        if expect and "long" in expect and "long" not in run.meta.get("alarms", ()):
+            self._alarms.arm(run.run_id, Alarm.LONG, since + expect["long"])
+
+    def _raise(self, run: Run, alarm: str, wall: float, message: str) -> None:
+        """Once in the life of a run."""
+        raised = [*run.meta.get("alarms", ()), alarm]
+        run = run.but(meta={**run.meta, "alarms": raised}, rev=run.rev + 1)
+        self._put(run)
+        self.outbox.append(Save(run, transition=False))
+        self._note(run, wall, f"{alarm}: {message}")
+        for index, action in enumerate((*run.actions, *self._settings.actions)):
+            if actions.owed_by_alarm(action, alarm, run.state):
+                self.outbox.append(Owe(f"{run.run_id}/{index}/{alarm}", run, action))
+        self.outbox.append(Raised(run, alarm))
 
     # -- operations --------------------------------------------------------------------------------
 

@@ -62,6 +62,8 @@ def run_summary(run: Run) -> dict[str, Any]:
     }
     if run.expected:
         shape["expected"] = True
+    if "alarms" in run.meta:
+        shape["alarms"] = list(run.meta["alarms"])
     needs = [[c["job_id"], dict(c["args"])] for c in run.conds if c.get("type") == "dependency"]
     if needs:
         shape["dependencies"] = needs
@@ -109,6 +111,7 @@ def job_object(job: Job, find_job: FindJob) -> dict[str, Any]:
         "action": [a.to_json() for a in job.actions],
         "metadata": {**job.metadata, "labels": labels(job.metadata)},
         "ad_hoc": job.ad_hoc,
+        **({} if job.expect is None else {"expect": {**job.expect.to_json(), "str": str(job.expect)}}),
     }
 
 

@@ -110,9 +110,19 @@ class Sim:
         conditions: tuple[Condition, ...] = (),
         actions: tuple[Any, ...] = (),
         program: SimProgram | None = None,
+        expect: Any = None,
     ) -> Job:
         program = program or SimProgram()
-        job = Job(job_id, tuple(sorted(params)), schedules, program, conditions, actions, {"labels": []})
+        job = Job(
+            job_id,
+            tuple(sorted(params)),
+            schedules,
+            program,
+            conditions,
+            actions,
+            {"labels": []},
+            expect=expect,
+        )
         self.programs[job_id] = program
         self.jobs[job_id] = job
         self.kernel.set_jobs([job])
@@ -326,7 +336,7 @@ class Sim:
             bound.program,
             bound.conds,
             bound.actions,
-            {"job": {"labels": []}},
+            {"job": {"labels": []}, **({"expect": job.expect.of(at)} if job.expect else {})},
             None,
             occurrence,
             cause,

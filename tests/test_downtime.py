@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -11,6 +12,7 @@ from pathlib import Path
 from server import ENDS, Server
 
 HOUR = 3600
+DOWN = r"\d+ s late: the server was down from [-0-9]+T[:0-9]+\+00:00 to [-0-9]+T[:0-9]+\+00:00"
 JOBS = {"tick": "schedule: {type: interval, interval: 1h}\nprogram: {type: no-op}\n"}
 
 
@@ -36,6 +38,11 @@ def test_all_that_was_due_meanwhile_runs_at_start(tmp_path: Path) -> None:
         set_clock_back(server, 5)
         server.start()
         assert ends(server)[before:] == 5 * [("success", "success")]
+        made_up = server.get("/search/runs", q="tick state:success")["runs"]
+        said = [
+            line for run_id in made_up for line in server.messages(run_id) if "the server was down" in line
+        ]
+        assert len(said) == 5 and all(re.fullmatch(DOWN, line) for line in said), said
 
 
 def test_what_is_older_than_max_age_is_shown_as_missed(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ FLOORS = {
     "apsislib.timetables": 22,
     "apsislib.schedules": 23,
     "apsislib.previews": 24,
+    "apsislib.expectations": 21,
     "apsislib.conditions": 21,
     "apsislib.extensions": 22,
     "apsislib.actions": 23,

@@ -59,6 +59,7 @@ _SUMMARY = {
     "labels": array(TEXT),
 }
 _SUMMARY_MORE = {
+    "alarms": {"type": "array", "minItems": 1, "items": {"enum": ["late", "missed", "long"]}},
     "expected": {"const": True, "description": "made by a schedule and not begun: not in the database yet"},
     "dependencies": {
         "type": "array",
@@ -176,6 +177,7 @@ SCHEMAS: dict[str, Schema] = {
         refused=mapping(TEXT) | {"description": "why not, by run ID"},
     ),
     "Job": record(
+        {"expect": record({"within": NUMBER, "by": TEXT, "tz": TEXT, "max_duration": NUMBER}, str=TEXT)},
         job_id=TEXT,
         params=array(TEXT),
         schedule=array(record({}, True, str=TEXT, enabled=FLAG)),

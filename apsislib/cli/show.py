@@ -73,6 +73,9 @@ def runs_table(runs: Iterable[Json], now: str, terminal: Terminal, utc: bool) ->
         Column("job_id", JOB),
         Column("args", ARGS),
     ]
+    found = sorted(runs, key=start_of)
+    if any("alarms" in run for run in found):
+        columns.append(Column("alarms"))
     rows: list[list[str | Cell]] = [
         [
             run["run_id"],
@@ -82,8 +85,10 @@ def runs_table(runs: Iterable[Json], now: str, terminal: Terminal, utc: bool) ->
             run["job_id"],
             " ".join(f"{name}={value}" for name, value in run["args"].items()),
         ]
-        for run in sorted(runs, key=start_of)
+        for run in found
     ]
+    for row, run in zip(rows, found, strict=True):
+        row += [" ".join(run.get("alarms", ()))] * (len(columns) - len(row))
     return [*table(terminal, columns, rows), ""]
 
 

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from math import isfinite
 from typing import Any
 
-from apsislib import actions, extensions, schedules
+from apsislib import actions, expectations, extensions, schedules
 from apsislib.calendars import Calendars
 from apsislib.errors import FieldError
 from apsislib.runs import Job, Program
@@ -24,6 +24,7 @@ _KEYS = (
     "condition",
     "action",
     "successors",
+    "expect",
     "metadata",
     "ad_hoc",
     "job_id",
@@ -94,6 +95,9 @@ class Reading:
         parsed_actions = self.each(mapping, "action", self.action)
         parsed_actions += self.each(mapping, "successors", actions.successor, "action", len(parsed_actions))
         metadata = self.attempt(_metadata, mapping.get("metadata"), "metadata") or {}
+        expect = self.attempt(
+            lambda value: expectations.parse(value, tuple(parsed_schedules)), mapping.get("expect"), "expect"
+        )
         if self.errors or program is None:
             return None
         return Job(
@@ -115,7 +119,9 @@ class Reading:
                 "action": [_definition(a.to_json()) for a in parsed_actions],
                 "metadata": metadata,
                 "ad_hoc": self.ad_hoc,
+                **({} if expect is None else {"expect": expect.to_json()}),
             },
+            expect=expect,
         )
 
     def check_keys(self, mapping: Mapping[Any, Any]) -> None:
