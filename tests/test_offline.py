@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -71,6 +75,26 @@ def test_old_runs_are_archived_purged_and_looked_up(server: Server, tmp_path: Pa
     assert (deleted.returncode, deleted.stdout) == (0, "2 runs deleted\n"), deleted.stderr
     smaller = server.command("vacuum", *here)
     assert smaller.returncode == 0 and " bytes after\n" in smaller.stdout, smaller.stderr
+
+
+def test_on_a_terminal_there_is_a_progress_bar(server: Server, tmp_path: Path) -> None:
+    database = tmp_path / "apsis.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    for words, shown in (
+        (("archive", "--age", "0", "--path", str(tmp_path / "old.db")), "[" + 30 * "#" + "] 4 of 4 runs"),
+        (("vacuum",), "[" + 30 * "#" + "] "),
+    ):
+        ours, theirs = pty.openpty()
+        argv = server.argv(words[0], "-d", str(database), *words[1:])
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=theirs) as command:
+            os.close(theirs)
+            said = b""
+            with suppress(OSError):  # EIO: nobody has the other end
+                while piece := os.read(ours, 65536):
+                    said += piece
+            assert command.wait(60) == 0
+        os.close(ours)
+        assert shown in said.decode(), said
 
 
 @pytest.mark.parametrize(

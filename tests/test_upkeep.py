@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -130,6 +133,57 @@ def test_what_was_copied_before_a_crash_is_not_copied_again(store, tmp_path):
     assert [message for _, message in archives.history(path, "r2")][-1] == "marked as failure"
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("SELECT count(*) FROM run_history").fetchone() == (7,)
+
+
+VICTIM = """
+import sys
+sys.path[:0] = sys.argv[3:]
+from pathlib import Path
+from apsislib.clock import WallClock
+from apsislib.store import Store
+from apsislib.upkeep import Upkeep
+store = Store(Path(sys.argv[1]), WallClock())
+store.open()
+store.start()
+told = lambda done: print(done.runs, flush=True)
+Upkeep(store, WallClock()).retire(2e9, 10_000, Path(sys.argv[2]), chunk=7, progress=told)
+store.close()
+"""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_killed_at_any_instant_each_run_is_in_one_of_the_files(tmp_path, seed):
+    live, path = tmp_path / "live.db", tmp_path / "archive.db"
+    with opened(live) as (store, _):
+        fill(store, range(1, 201))
+    dice = random.Random(seed)
+    argv = [sys.executable, "-c", VICTIM, str(live), str(path), str(Path(__file__).parent.parent)]
+    kills = 0
+    ended = False
+    while not ended:
+        with subprocess.Popen(argv, stdout=subprocess.PIPE) as victim:
+            assert victim.stdout is not None
+            for _ in range(dice.randrange(1, 12)):
+                victim.stdout.readline()
+            Event().wait(dice.random() * 0.01)  # into the midst of a step
+            victim.kill()
+            ended = victim.wait() == 0
+        kills += not ended
+        with opened(live) as (store, _):
+            left = set(numbers(store))
+        archived = {int(run.run_id[1:]) for run in archives.query(path)} if path.exists() else set()
+        assert left | archived == set(range(1, 201))
+        ended = ended or not left
+    assert kills >= 1
+    with opened(live) as (store, _):
+        retire(store, path)
+        assert numbers(store) == []
+    with closing(sqlite3.connect(path)) as db:
+        for table, rows in (("runs", 200), ("output", 200), ("run_history", 400)):
+            assert db.execute(f"SELECT count(*), count(DISTINCT run_id) FROM {table}").fetchone() == (
+                rows,
+                200,
+            )
 
 
 def test_a_run_that_changes_while_it_is_copied_stays(store, tmp_path, monkeypatch):

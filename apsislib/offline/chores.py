@@ -13,11 +13,13 @@ from typing import Any
 from apsislib import config as configs
 from apsislib.clock import Clock, WallClock
 from apsislib.errors import BadRequest
+from apsislib.offline.progress import Progress
 from apsislib.runs import instance
 from apsislib.store import Store
 from apsislib.store import archive as archives
+from apsislib.store import vacuum as sizes
 from apsislib.times import format_time, parse_duration
-from apsislib.upkeep import Retired, Upkeep, describe
+from apsislib.upkeep import Upkeep, describe
 
 
 def archive(args: argparse.Namespace) -> int:
@@ -35,15 +37,8 @@ def _retire(args: argparse.Namespace, path: Path | None) -> int:
     before = clock.wall() - _duration(args.age)
     with _opened(args, clock) as store:
         upkeep = Upkeep(store, clock)
-        total = min(args.count, upkeep.count(before))
-
-        def progress(done: Retired) -> None:
-            if sys.stderr.isatty():
-                print(f"\r{done.runs:,} of {total:,} runs", end="", file=sys.stderr, flush=True)
-
-        done = upkeep.retire(before, args.count, path, progress=progress)
-    if done.runs and sys.stderr.isatty():
-        print(file=sys.stderr)
+        with Progress(min(args.count, upkeep.count(before)), "runs") as progress:
+            done = upkeep.retire(before, args.count, path, progress=lambda done: progress(done.runs))
     for line in describe(done):
         print(line, file=sys.stderr)
     print(f"{done.runs:,} runs {'deleted' if path is None else f'moved to {path}'}")
@@ -52,7 +47,9 @@ def _retire(args: argparse.Namespace, path: Path | None) -> int:
 
 def vacuum(args: argparse.Namespace) -> int:
     with _opened(args, WallClock()) as store:
-        before, after = store.vacuum()
+        size = store.path.stat().st_size
+        with Progress(size, "bytes", lambda: sizes.copied(store.path)):
+            before, after = store.vacuum()
     print(f"{before:,} bytes before, {after:,} bytes after")
     return 0
 

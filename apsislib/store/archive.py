@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
@@ -402,6 +402,10 @@ def _open(path: Path) -> Connection:
     if not path.is_file():
         raise ApsisError(f"there is no archive {path}")
     try:
+        if path.with_name(f"{path.name}-journal").exists():
+            # Whoever wrote last was cut off; what was not committed is undone by the first who may write.
+            with suppress(sqlite3.Error), closing(files.connect(path, "rw")) as db:
+                db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         db = files.connect(path, "ro")
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     except sqlite3.Error as error:

@@ -51,6 +51,14 @@ def copy_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.vacuum")
 
 
+def copied(path: Path) -> int:
+    """How large the copy of a vacuum that is under way has become, in bytes."""
+    try:
+        return copy_of(path).stat().st_size
+    except OSError:
+        return 0
+
+
 def sweep(path: Path) -> None:
     """Remove what a vacuum that was cut off has left. Nobody else may be at it."""
     for end in ("", "-wal", "-shm", "-journal"):
