@@ -40,6 +40,15 @@ class Link:
     def close(self) -> None:
         self._ws.close()
 
+    def send_and_close(self, *requests: dict[str, Any]) -> None:
+        """Requests and a Close in one segment."""
+        ws = self._ws
+        with ws.protocol_mutex:
+            for request in requests:
+                ws.protocol.send_binary(msgpack.packb(request))
+            ws.protocol.send_close(1000)
+            ws.socket.sendall(b"".join(ws.protocol.data_to_send()))
+
     def pump(self) -> None:
         """(its connection's thread) Take what comes, until the end."""
         try:

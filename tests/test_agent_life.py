@@ -19,7 +19,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from agent_peer import TIMEOUT, Agent, Link, Peer
+from agent_peer import STDERR, STDOUT, TIMEOUT, Agent, Link, Peer
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -381,6 +381,22 @@ def test_a_server_that_closes_in_the_same_breath_as_it_registers_has_registered(
     finally:
         server.shutdown()
         thread.join(TIMEOUT)
+
+
+def test_what_a_server_asks_in_the_same_breath_as_it_closes_is_done(peer: Peer, agents: Agents) -> None:
+    agents(peer=peer)
+    link = peer.link()
+    assert link.run("old", ["/bin/true"])["status"]["status"] == 0
+    spec = {"argv": ["/bin/echo", "begun"], "fds": [STDOUT, STDERR]}
+    link.send_and_close(
+        {"type": "ProcStartRequest", "specs": {"new": spec}}, {"type": "ProcDeleteRequest", "proc_id": "old"}
+    )
+    link = peer.link()
+    link.send("ProcidListRequest")
+    assert link.wait("ProcidList")["proc_ids"] == ["new"]
+    while link.result("new")["state"] == "running":
+        pass
+    assert link.output("new") == b"begun\n"
 
 
 def test_a_server_that_registers_only_to_close_is_not_rushed_at(peer: Peer, agents: Agents) -> None:

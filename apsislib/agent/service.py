@@ -152,6 +152,9 @@ class Service:
         """The connection is over; programs go on, and the next Register says which."""
         was_registered, self._registered = self._registered, False
         self._conn = None
+        # What the server asked before the end is done, as by other agents, though nobody hears the answer.
+        for message in self._inbox if was_registered else ():
+            answer(message, self._procs, lambda: self._shutdown.state)
         self._inbox.clear()
         self._clear_timer("register")
         self._clear_timer("ping")
