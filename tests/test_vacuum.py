@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sqlite3
+import stat
 import subprocess
 import sys
 import threading
@@ -205,6 +206,33 @@ def test_a_store_that_closes_does_not_wait_for_it(tmp_path: Path) -> None:
         assert not thread.is_alive()
     assert "the server is stopping" in said[0]
     contents(tmp_path / "a.db")
+
+
+def test_a_swap_that_fails_halfway_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with opened(tmp_path / "a.db") as (store, told):
+        store.wait(work(store, 6, 60), 30)
+        with monkeypatch.context() as broken:
+            broken.setattr(vacuum.os, "replace", refuse)
+            with pytest.raises(ApsisError, match="Input/output error"):
+                store.vacuum()
+        store.wait(store.put([Save(run(8000))]), 20)
+        mode = store._between(lambda: store._connection().execute("PRAGMA journal_mode").fetchone())
+        assert mode == ("wal",) and told.failing == []
+        with monkeypatch.context() as broken:
+            broken.setattr(vacuum.os, "fsync", lambda fd: None if is_file(fd) else refuse())
+            with pytest.raises(ApsisError, match="server is stopping|writer has failed"):
+                store.vacuum()
+        assert "could not be made durable" in str(told.deaths[0])
+    assert any(row[0] == 8000 for row in contents(tmp_path / "a.db")["runs"])
+
+
+def is_file(descriptor: int) -> bool:
+    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def test_a_new_table_would_not_be_forgotten(tmp_path: Path) -> None:

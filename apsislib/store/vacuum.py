@@ -250,12 +250,16 @@ class Vacuum:
             db.execute(f"PRAGMA busy_timeout = {wait}")
             db.execute("PRAGMA journal_mode = WAL")
             raise
-        directory = os.open(self._path.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-            db.close()
+            directory = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        except OSError as error:
+            # Which of the two files a power cut would leave is not known: nothing may be written any more.
+            raise RuntimeError(f"the new name of {self._path} could not be made durable") from error
+        db.close()
         return True
 
 
@@ -297,7 +301,8 @@ def _taken(db: Connection) -> Dirty:
 
 
 def _forget(db: Connection) -> None:
-    """(apsis-writer) Note nothing any more."""
+    """(apsis-writer) Note nothing any more, and be as before also after a swap that failed halfway."""
+    db.execute("PRAGMA journal_mode = WAL")
     for table in KEYS:
         for event in ("INSERT", "DELETE", "UPDATE"):
             db.execute(f"DROP TRIGGER IF EXISTS temp.dirty_{table}_{event}")
