@@ -208,6 +208,17 @@ def test_a_store_that_closes_does_not_wait_for_it(tmp_path: Path) -> None:
     contents(tmp_path / "a.db")
 
 
+def test_it_gives_up_where_more_is_written_than_it_can_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vacuum, "FEW", -1)  # there are never few enough
+    with opened(tmp_path / "a.db") as (store, _):
+        store.wait(work(store, 7, 20), 30)
+        with pytest.raises(ApsisError, match="more is written than can be brought over"):
+            store.vacuum()
+        store.wait(store.put([Save(run(9000))]), 20)
+
+
 def test_a_swap_that_fails_halfway_leaves_all_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ KEYS = {
 }
 FLUSH = 0.02  # s; between two times that what has been copied is written to the disk
 FEW = 200  # rows that the swap may bring over: some ms
+PASSES = 200  # after which what is written has not become less
 RETRY = 0.5  # s; until the next try, where somebody had the database open
 PATIENCE = 600.0  # s; for which that is tried
 SPARE = 1 << 20  # bytes of room that are left over
@@ -151,14 +152,17 @@ class Vacuum:
                 os.fdatasync(file.fileno())
 
     def _bring_over(self) -> None:
-        tries = int(PATIENCE / RETRY)
+        tries, passes = int(PATIENCE / RETRY), 0
         while True:
             self._check()
             self._take(self._between(_taken))
-            if self._count() > FEW:
-                self._replay()
-                continue
+            few = self._count() <= FEW
             self._replay()
+            if not few:
+                passes += 1
+                if passes == PASSES:
+                    raise ApsisError("more is written than can be brought over: try again when it is less")
+                continue
             with closing(files.connect(self._path, "rw")) as live:
                 live.execute("PRAGMA wal_checkpoint(PASSIVE)")  # or the swap would have to
             if self._swap_by(self._swap):
