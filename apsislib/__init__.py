@@ -1,13 +1,15 @@
 """Everything of Apsis but its top level. Read in this order, lowest layer first:
 
 words        errors, states
-values       clock, times, calendars, dates, yamlio, templates
+values       clock, times, calendars, dates, yamlio, templates, figures,
+             systemd
 records      runs, terms (searches)
-rules        schedules (cron, timetables, stops, previews), conditions, actions
+rules        schedules (cron, timetables, stops, previews), conditions, actions,
+             expectations
 files        jobs, config, binding
 the kernel   scheduler (alarms, cursors, waits): pure
-machinery    store, feeds, figures, wire, sockets
-the engine   driver: the lock; upkeep
+machinery    store, feeds, wire, sockets
+the engine   driver: the lock; upkeep; metrics
 edges        api, live, shapes, pages, cli, agent, localagent, links
              (and at the top: programs, agent_server, apsis)
 by hand      offline: what operators do to the database file
