@@ -295,7 +295,7 @@ Report = Launched | Placed | Unplaced | Running | Update | Finished | Lost | Bac
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Write the run's row. `transition`: its state changed (else metadata or run_state only)."""
+    """Write the run's row. `transition`: its state or alarms changed (else metadata or run_state only)."""
 
     run: Run
     transition: bool = True

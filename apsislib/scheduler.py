@@ -741,7 +741,7 @@ class Scheduler:
         raised = [*run.meta.get("alarms", ()), alarm]
         run = run.but(meta={**run.meta, "alarms": raised}, rev=run.rev + 1)
         self._put(run)
-        self.outbox.append(Save(run, transition=False))
+        self.outbox.append(Save(run))
         self._note(run, wall, f"{alarm}: {message}")
         for index, action in enumerate((*run.actions, *self._settings.actions)):
             if actions.owed_by_alarm(action, alarm, run.state):

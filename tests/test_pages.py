@@ -32,6 +32,7 @@ JOBS = {
     "etl/load": "params: [date]\nmetadata: {labels: [etl], description: Loads a day.}\n" + PROGRAM,
     "etl/fails": "program: {type: no-op, success: false}\n",
     "slow": SLOW,
+    "long": "expect: {max_duration: 0.5}\n" + SLOW,
     "later": "schedule: {type: interval, interval: 600}\n" + PROGRAM,
     "waits": "condition: {type: dependency, job_id: etl/load, args: {date: never}}\n" + PROGRAM,
     # A name that is HTML, and a slash less: it has to be a file's.
@@ -155,6 +156,19 @@ def test_runs_are_listed_newest_first_and_new_ones_appear_by_themselves(
     expect(first.locator(".state")).to_have_text("running")
     site.post(f"/api/v1/runs/{new}/stop")
     expect(first.locator(".state")).to_have_text("success")
+
+
+def test_an_alarm_appears_by_itself_in_list_and_run(site: Installation, page: Page) -> None:
+    page.goto("/")
+    expect(page.locator("#live")).to_have_text("live")
+    run_id = site.make("long")["run_id"]
+    expect(page.locator("tbody tr").first).to_contain_text(run_id)
+    expect(page.locator("tbody tr").first.locator(".alarm")).to_have_text("long")
+    page.goto(f"/runs/{run_id}")
+    expect(page.locator(".title .alarm")).to_have_text("long")
+    site.post(f"/api/v1/runs/{run_id}/stop")
+    expect(page.locator(".title .state")).to_have_text("success")
+    expect(page.locator(".title .alarm")).to_have_text("long")
 
 
 def test_runs_can_be_found_by_word_and_kind_and_the_address_says_so(site: Installation, page: Page) -> None:

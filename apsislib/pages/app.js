@@ -31,6 +31,8 @@ function stateMark(state) {
   return el("span", { className: "state", "data-state": state }, state);
 }
 
+const alarmMarks = (run) => (run.alarms || []).map((alarm) => el("span", { className: "chip alarm" }, alarm));
+
 function argsMark(args) {
   return el("span", { className: "args" }, Object.entries(args).map(([k, v]) => el("span", {}, `${k}=${v}`)));
 }
@@ -252,7 +254,7 @@ function runsList(filters, { job = true } = {}) {
   function cells(run) {
     return [
       el("td", {}, runLink(run.run_id)),
-      el("td", {}, stateMark(run.state)),
+      el("td", {}, stateMark(run.state), alarmMarks(run)),
       job ? el("td", { className: "wide" }, jobLink(run.job_id), chips(run.labels)) : null,
       el("td", {}, argsMark(run.args)),
       el("td", { className: "time" }, showTime(run.times.schedule)),
@@ -493,7 +495,7 @@ async function runView(main, query, runId) {
   }
 
   function show() {
-    state.replaceChildren(stateMark(run.state));
+    state.replaceChildren(stateMark(run.state), ...alarmMarks(run));
     buttons.replaceChildren(...operations(run));
     showTimes();
     meta.replaceChildren(facts(run.meta?.program || {}));
