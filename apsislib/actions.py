@@ -152,6 +152,8 @@ def _target(mapping: Mapping[str, Any]) -> tuple[str, dict[str, str]]:
 def _if_alarms(value: Any) -> frozenset[str]:
     named = value.get("alarm") if isinstance(value, Mapping) else None
     found = named if isinstance(named, list) else [] if named is None else [named]
+    if named is not None and not found:  # it would follow every transition, as without an `if`
+        raise FieldError(f"alarm names none (known: {', '.join(ALARMS)})", ["if", "alarm"])
     for name in found:
         if name not in ALARMS:
             raise FieldError(f"unknown alarm: {name} (known: {', '.join(ALARMS)})", ["if", "alarm"])

@@ -159,6 +159,11 @@ def test_an_unknown_alarm_of_an_action_is_named() -> None:
     assert list(caught.value.keys) == ["if", "alarm"]
 
 
+def test_an_empty_list_of_alarms_is_refused() -> None:
+    with pytest.raises(FieldError, match=r"alarm names none \(known: late, missed, long\)"):
+        actions.parse({"type": "schedule", "job_id": "a", "if": {"alarm": []}})
+
+
 JOBS = {
     "slow": (
         "expect: {within: 10 min, max_duration: 0.2}\n"
