@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from threading import Lock
 
 from apsislib.runs import Run
@@ -71,6 +71,12 @@ class Tally:
                     self._ended[job_id, state] += 0  # the series must be there before its first failure
             return [job_id for job_id in named if job_id not in self._asked]
 
+    def expect(self, job_id: str, alarms: Iterable[str]) -> None:
+        """Count these alarms of a job from zero on."""
+        with self._lock:
+            for alarm in alarms:
+                self._alarms[self._label_locked(job_id), alarm] += 0
+
     def looked_up(self, job_id: str, succeeded: float | None) -> None:
         with self._lock:
             self._asked.add(job_id)
@@ -129,6 +135,13 @@ class Exposition:
         self._lines.append(
             f"{self._name}{suffix}{{{pairs}}} {value}" if pairs else f"{self._name}{suffix} {value}"
         )
+
+    def summary(self, name: str, words: str, extent: Mapping[str, float]) -> None:
+        """What an Extent has seen: its sum and count, and in a family of its own its largest value."""
+        self.family(name, "summary", words)
+        self.sample(extent["mean"] * extent["count"], "_sum")
+        self.sample(extent["count"], "_count")
+        self.one(f"{name}_max", "gauge", f"{words} Longest since the start.", extent["max"])
 
     def one(self, name: str, kind: str, words: str, value: float, **labels: str) -> None:
         """A family of a single sample."""

@@ -182,6 +182,8 @@ def test_alarms_are_in_api_command_line_and_metrics_and_trigger_actions(
     os.mkfifo(tmp_path / "go")
     server = Server(tmp_path, jobs)
     with server.running():
+        metrics = f"http://127.0.0.1:{server.port}/metrics"
+        assert 'apsis_alarms_total{job="slow",alarm="long"} 0' in requests.get(metrics, timeout=30).text
         run_id = server.schedule({"job_id": "slow"})
         while not (told := server.get("/runs", job_id="told")["runs"]):
             pass
@@ -193,8 +195,7 @@ def test_alarms_are_in_api_command_line_and_metrics_and_trigger_actions(
             text for text in server.command("runs", "--job", "slow").stdout.splitlines() if run_id in text
         ]
         assert line.rstrip().endswith("long")
-        found = requests.get(f"http://127.0.0.1:{server.port}/metrics", timeout=30).text
-        assert 'apsis_alarms_total{job="slow",alarm="long"} 1' in found
+        assert 'apsis_alarms_total{job="slow",alarm="long"} 1' in requests.get(metrics, timeout=30).text
         server.kill()
         server.start()
         assert server.run(run_id)["alarms"] == ["long"]

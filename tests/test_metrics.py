@@ -66,7 +66,8 @@ def test_a_scrape_shows_runs_agents_engine_and_process(site: Installation) -> No
     assert of(found, "apsis_agents", group="default", state="active") == 1
     assert (of(found, "apsis_commits_total") or 0) > 0
     assert 0 < (of(found, "apsis_commit_seconds_max") or 0) < 60
-    assert (of(found, "apsis_lock_wait_seconds_total") or 0) > 0
+    assert (of(found, "apsis_lock_wait_seconds_sum") or 0) > 0
+    assert of(found, "apsis_commit_seconds_count") == of(found, "apsis_commits_total")
     assert of(found, "apsis_writer_braked") == 0
     assert (of(found, "process_resident_memory_bytes") or 0) > 1e7
     assert (of(found, "process_open_fds") or 0) > 3

@@ -15,6 +15,9 @@ _STATES = ("expected", "scheduled", "waiting", "starting", "running", "stopping"
 def metrics(parts: Parts, request: Request) -> Response:
     tally = parts.driver.tally
     unknown = tally.know(parts.driver.jobs.jobs)
+    for job_id, job in parts.driver.jobs.jobs.items():
+        if job.expect is not None:
+            tally.expect(job_id, job.expect.of(0.0))
     if unknown:
         with parts.store.read() as reader:
             for job_id in unknown:
@@ -54,8 +57,7 @@ def _engine(stats: Any, text: Exposition) -> None:
         ("apsis_lock_wait_seconds", "How long the engine's lock was waited for.", stats["lock_wait"]),
         ("apsis_commit_seconds", "How long commits took.", writer["commit"]),
     ):
-        text.one(f"{name}_total", "counter", f"{words} In all.", extent["mean"] * extent["count"])
-        text.one(f"{name}_max", "gauge", f"{words} Longest since the start.", extent["max"])
+        text.summary(name, words, extent)
     text.one("apsis_commits_total", "counter", "Transactions committed.", writer["commits"])
     text.one("apsis_effects_total", "counter", "Decisions handed to the database.", writer["effects"])
     text.one("apsis_refused_total", "counter", "Records that the database refused.", writer["refused"])
