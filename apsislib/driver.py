@@ -74,7 +74,7 @@ NAP = 5.0  # s; a wall clock set forward by an operator must not be slept throug
 SLICE = 100  # steps of one hold of the lock: a few ms
 INSTANT = 0.25  # s; how long a POST waits for runs that end at once
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
-LATE = 5.0  # s; a timer that is behind by more is an ailment
+LATE = 5.0  # s; a timer that is behind by more is an ailment, and so is a commit that takes longer
 DOWN = 5.0  # s; without a server, before that is a reason for a late start
 STALLED = 30.0  # s; without a round of the timer, which naps for NAP at most
 UNPLACED = 5.0  # s; and so is a run that finds no agent for longer
@@ -960,8 +960,11 @@ class Driver:
         if not self.is_running.is_set():
             return ["starting: runs of earlier times are being taken up"]
         found = []
-        if failing := self._store.stats()["failing"]:
+        writer = self._store.stats()
+        if failing := writer["failing"]:
             found.append(f"the database can't be written: {failing}; nothing new is started")
+        elif writer["committing"] > LATE:
+            found.append(f"a commit has been under way for {writer['committing']:.0f} s: the disk or a lock")
         elif self._store.braked:
             found.append("the disk is far behind; nothing new is started")
         now = self.clock.wall()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,6 +15,7 @@ from typing import Any
 import pytest
 from installation import PROGRAM, SLOW, Installation
 
+from apsislib import driver
 from apsislib.clock import Deadline
 from apsislib.errors import Unavailable
 from apsislib.runs import Lost, Running, Update
@@ -128,7 +131,7 @@ def test_a_run_that_leaves_the_expected_ones_is_listed_as_such_until_it_is_on_di
         leaving = site.driver._kernel.leaving
         deadline = Deadline(30, site.clock)
         while not leaving and deadline.left():
-            time.sleep(0.01)
+            time.sleep(0.01)  # nobody is told of it
         run_id = next(iter(leaving))
         try:
             assert site.get("/api/v1/runs?job_id=tick").json()["runs"][run_id]["state"] == "scheduled"
@@ -151,5 +154,44 @@ def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: P
         assert stats["runs"]["expected"] > 3
         assert stats["timer"]["count"] >= 1 and stats["timer"]["max"] < 20
         assert stats["lock_hold"]["count"] > 1 and 0 < stats["lock_hold"]["max"] < 20
+    finally:
+        site.stop()
+
+
+def test_a_commit_that_hangs_is_an_ailment(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LATE", 0.05)
+    site.start()
+    entered, go = threading.Event(), threading.Event()
+    commit = site.store._commit
+
+    def hang(batch: Any) -> Any:
+        entered.set()
+        go.wait(20)
+        return commit(batch)
+
+    site.store._commit = hang  # type: ignore[method-assign]
+    try:
+        assert entered.wait(20)  # `tick` is due every second
+        while not (found := site.driver.ailments()):
+            pass
+        assert re.fullmatch(r"a commit has been under way for \d+ s: the disk or a lock", found[0]), found
+        assert site.get("/api/v1/health").status_code == 503
+    finally:
+        go.set()
+    until(site, "tick", "success")
+
+
+def test_a_timer_that_is_late_is_an_ailment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "LATE", 0.05)
+    site = Installation(tmp_path, {"noop": PROGRAM})
+    try:
+        site.driver.recover()
+        site.driver.is_running.set()  # but its timer is never started
+        site.server.start()
+        assert site.get("/api/v1/health").json() == {"reasons": []}
+        site.make("noop", times={"schedule": format_time(site.clock.wall() + 0.2)})
+        while (ill := site.get("/api/v1/health")).status_code == 200:
+            pass
+        assert ill.status_code == 503 and ill.json()["reasons"] == ["the timer is 0 s late"]
     finally:
         site.stop()

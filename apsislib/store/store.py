@@ -126,6 +126,7 @@ class Store:
         self._closing = False  # nothing more is taken; what is here is written
         self._abandoned = False  # what cannot be written at once is given up
         self._counts = {"commits": 0, "effects": 0, "refused": 0}
+        self._began: float | None = None  # monotonic; since when the commit under way is tried
         self._took, self._sizes = Extent(), Extent()  # of commits: seconds, and effects of each
 
     # -- life --------------------------------------------------------------------------------------
@@ -390,6 +391,8 @@ class Store:
                 "failing": self._failure,
             }
         figures["commit"], figures["batch"] = self._took.json(), self._sizes.json()
+        began = self._began
+        figures["committing"] = 0.0 if began is None else self._clock.monotonic() - began
         figures["unreadable"] = self._pool.damage.count
         for name, path in (("size", self.path), ("wal_size", self.path.with_name(self.path.name + "-wal"))):
             figures[name] = path.stat().st_size if path.exists() else 0
@@ -426,11 +429,12 @@ class Store:
         try:
             while batch := self._take():
                 if batch.puts or batch.chunks:
-                    began = self._clock.monotonic()
+                    self._began = self._clock.monotonic()
                     written = self._commit(batch)
                     if written is None:
                         return
-                    self._took.add(self._clock.monotonic() - began)
+                    self._took.add(self._clock.monotonic() - self._began)
+                    self._began = None
                     self._sizes.add(len(batch.entries))
                     self._tell(batch, written)
                 self._do_chores()
