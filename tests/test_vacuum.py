@@ -246,6 +246,46 @@ def is_file(descriptor: int) -> bool:
     return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
+def test_the_copy_is_never_open_to_more_people_than_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+    flush = vacuum._Flushing._flush
+
+    def look(flushing: vacuum._Flushing) -> None:
+        modes.append(os.fstat(flushing._file).st_mode & 0o777)
+        flush(flushing)
+
+    monkeypatch.setattr(vacuum._Flushing, "_flush", look)
+    before = os.umask(0)
+    try:
+        with opened(tmp_path / "a.db") as (store, _):
+            os.chmod(tmp_path / "a.db", 0o600)
+            store.wait(work(store, 9, 20), 30)
+            store.vacuum()
+    finally:
+        os.umask(before)
+    assert modes == [0o600]
+    assert (tmp_path / "a.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_disk_that_fails_while_the_copy_is_made_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    with opened(tmp_path / "a.db") as (store, told):
+        store.wait(work(store, 8, 60), 30)
+        with monkeypatch.context() as broken:
+            broken.setattr(vacuum.os, "fdatasync", refuse)
+            with pytest.raises(ApsisError, match="Input/output error"):
+                store.vacuum()
+        store.vacuum()
+        assert told.failing == []
+    contents(tmp_path / "a.db")
+
+
 def test_a_new_table_would_not_be_forgotten(tmp_path: Path) -> None:
     with opened(tmp_path / "a.db") as (store, _):
         assert store._db is not None

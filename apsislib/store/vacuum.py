@@ -119,37 +119,26 @@ class Vacuum:
         need, free = before + SPARE, shutil.disk_usage(self._path.parent).free
         if free < need:
             raise ApsisError(f"it takes {need:,} bytes of room beside {self._path}, where {free:,} are free")
-        with closing(files.connect(self._path, "rw")) as live:  # a read-only one may not make the copy either
-            self._copy = live  # for cancel()
-            self._check()
-            made = Event()
-            flusher = Thread(target=self._flush, args=(made,), name="apsis-vacuum-flush")
-            flusher.start()
-            try:
-                live.execute("VACUUM INTO ?", (str(self._target),))
-            finally:
-                made.set()
-                flusher.join()
-            self._copy = None
         found = self._path.stat()
-        os.chmod(self._target, found.st_mode & 0o7777)
-        if (self._target.stat().st_uid, self._target.stat().st_gid) != (found.st_uid, found.st_gid):
-            os.chown(self._target, found.st_uid, found.st_gid)
-        with open(self._target, "rb+") as file:
-            os.fsync(file.fileno())
+        # Made before it is filled: at no time may more people read it than the database.
+        file = os.open(self._target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if (found.st_uid, found.st_gid) != (os.fstat(file).st_uid, os.fstat(file).st_gid):
+                os.fchown(file, found.st_uid, found.st_gid)
+            os.fchmod(file, found.st_mode & 0o7777)
+            with closing(files.connect(self._path, "rw")) as live:  # a read-only one may not copy either
+                self._copy = live  # for cancel()
+                self._check()
+                with _Flushing(file):
+                    live.execute("VACUUM INTO ?", (str(self._target),))
+                self._copy = None
+            os.fsync(file)
+        finally:
+            os.close(file)
         with closing(sqlite3.connect(self._target, isolation_level=None)) as copy:
             said = copy.execute("PRAGMA quick_check(1)").fetchone()[0]
             if said != "ok":
                 raise ApsisError(f"the copy is damaged, so the file is too: {said}")
-
-    def _flush(self, made: Event) -> None:
-        """(apsis-vacuum-flush) Write the copy out bit by bit: all at once would hold up every commit."""
-        while not self._target.exists():
-            if made.wait(FLUSH):
-                return
-        with open(self._target, "rb+") as file:
-            while not made.wait(FLUSH):
-                os.fdatasync(file.fileno())
 
     def _bring_over(self) -> None:
         tries, passes = int(PATIENCE / RETRY), 0
@@ -265,6 +254,37 @@ class Vacuum:
             raise RuntimeError(f"the new name of {self._path} could not be made durable") from error
         db.close()
         return True
+
+
+class _Flushing:
+    """Writes a file to the disk bit by bit while it grows: all at once would hold up every commit.
+
+    OSError on leaving: the disk failed meanwhile, of which a later sync need not tell.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._made = Event()
+        self._error: OSError | None = None
+        self._thread = Thread(target=self._flush, name="apsis-vacuum-flush")
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def _flush(self) -> None:
+        try:
+            while True:
+                os.fdatasync(self._file)
+                if self._made.wait(FLUSH):
+                    return
+        except OSError as error:
+            self._error = error
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._made.set()
+        self._thread.join()
+        if kind is None and self._error is not None:
+            raise self._error
 
 
 def _where(table: str) -> str:
