@@ -4,7 +4,7 @@
 Read me first. Here are the command line of the server, the class that puts a server together, and the
 order in which its parts start and stop. apsislib/__init__.py says where to read on.
 
-    decide → commit → act → tell: apsislib/scheduler.py decides, apsislib/driver.py guards it with the
+    decide → commit → act → tell: apsislib/scheduler.py decides, apsislib/driver guards it with the
     one lock, apsislib/store commits, and only then programs are acted on and subscribers told.
 """
 

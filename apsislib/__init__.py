@@ -9,7 +9,8 @@ rules        schedules (cron, timetables, stops, previews), conditions, actions,
 files        jobs, config, binding
 the kernel   scheduler (alarms, cursors, waits): pure
 machinery    store, feeds, wire, sockets
-the engine   driver: the lock; upkeep; metrics
+the engine   driver (the lock, the timer, the hands; its __init__.py says more), outside,
+             reloads; upkeep; metrics
 edges        api, live, shapes, pages, cli, agent, localagent, links
              (and at the top: programs, agent_server, apsis)
 by hand      offline: what operators do to the database file

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from installation import PROGRAM, SLOW, Installation
 
-from apsislib import driver
 from apsislib.clock import Deadline
+from apsislib.driver import health
 from apsislib.errors import Unavailable
 from apsislib.runs import Lost, Running, Update
 from apsislib.states import State
@@ -75,7 +75,8 @@ def test_an_action_is_done_although_the_disk_refused_a_run_id_at_first(tmp_path:
     try:
         site.start()
         site.make("noop")  # takes a block of IDs
-        site.driver._ids[:] = site.driver._ids[-1:]  # one left, for `first` itself
+        ids = site.driver._making._ids
+        ids[:] = ids[-1:]  # one left, for `first` itself
         fault = Fault(2, site.store.reserve, Unavailable("no space left"))
         site.store.reserve = fault  # type: ignore[method-assign]
         site.make("first")
@@ -128,7 +129,7 @@ def test_a_run_that_leaves_the_expected_ones_is_listed_as_such_until_it_is_on_di
     site.start()
     with closing(sqlite3.connect(tmp_path / "apsis.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")  # no commit of ours before it ends
-        leaving = site.driver._kernel.leaving
+        leaving = site.driver._guard.kernel.leaving
         deadline = Deadline(30, site.clock)
         while not leaving and deadline.left():
             time.sleep(0.01)  # nobody is told of it
@@ -159,7 +160,7 @@ def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: P
 
 
 def test_a_commit_that_hangs_is_an_ailment(site: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LATE", 0.05)
+    monkeypatch.setattr(health, "LATE", 0.05)
     site.start()
     entered, go = threading.Event(), threading.Event()
     commit = site.store._commit
@@ -182,7 +183,7 @@ def test_a_commit_that_hangs_is_an_ailment(site: Installation, monkeypatch: pyte
 
 
 def test_a_timer_that_is_late_is_an_ailment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "LATE", 0.05)
+    monkeypatch.setattr(health, "LATE", 0.05)
     site = Installation(tmp_path, {"noop": PROGRAM})
     try:
         site.driver.recover()

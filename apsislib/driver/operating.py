@@ -1,0 +1,165 @@
+"""What operators do to runs, one by one and many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from apsislib.driver.guard import Guard
+from apsislib.driver.looking import Looking
+from apsislib.driver.making import Making
+from apsislib.driver.timer import SLICE
+from apsislib.errors import ApsisError, NotFound, RunError, Unavailable
+from apsislib.operations import refusal
+from apsislib.runs import Run
+from apsislib.scheduler import Scheduler
+from apsislib.states import State
+
+URGENT = ("stop", "signal")  # those overtake a failing disk
+
+
+class Operating:
+    def __init__(self, guard: Guard, looking: Looking, making: Making) -> None:
+        self._guard = guard
+        self._clock = guard.clock
+        self._looking = looking
+        self._making = making
+
+    def skip(self, run_id: str) -> Run:
+        """Raises NotFound, RunError, Unavailable; so do the others here."""
+        return self._operate(run_id, "skip", lambda k: k.skip(run_id, self._clock.wall()))
+
+    def start_run(self, run_id: str) -> Run:
+        return self._operate(
+            run_id, "start", lambda k: k.start(run_id, self._clock.wall(), self._clock.boot())
+        )
+
+    def stop_run(self, run_id: str) -> Run:
+        return self._operate(run_id, "stop", lambda k: k.stop(run_id, self._clock.wall(), self._clock.boot()))
+
+    def signal(self, run_id: str, signum: int) -> Run:
+        return self._operate(run_id, "signal", lambda k: k.signal(run_id, signum, self._clock.wall()))
+
+    def mark(self, run_id: str, state: State) -> Run:
+        run = self._looking.find_run(run_id)
+        return self._operate(run_id, "mark", lambda k: k.mark(run, state, self._clock.wall()))
+
+    def _operate(self, run_id: str, verb: str, operation: Callable[[Scheduler], None]) -> Run:
+        self._check_disk_for(verb)
+        with self._guard.hold() as kernel:
+            try:
+                operation(kernel)
+            except KeyError:
+                raise self._not_live(run_id, verb) from None
+            self._guard.flush_locked()
+            ticket = self._guard.ticket
+            run = kernel.runs.get(run_id)
+            self._guard.wake_timer_locked()
+        self._wait(ticket, verb)
+        return run or self._looking.find_run(run_id)
+
+    def _wait(self, ticket: int, verb: str) -> None:
+        try:
+            self._guard.wait(ticket)
+        except Unavailable:
+            if verb not in URGENT:
+                raise
+
+    def _check_disk_for(self, verb: str) -> None:
+        if verb not in URGENT:
+            self._guard.check_disk()
+
+    def _not_live(self, run_id: str, verb: str) -> ApsisError:
+        """Why an operation on a run that is not in memory is refused: it has ended, or never was."""
+        with self._guard.store.read() as reader:
+            run = reader.run(run_id)
+        if run is None:
+            return NotFound(f"unknown run {run_id}")
+        return RunError(refusal(verb, run) or f"can't {verb} {run_id}: it has just ended")
+
+    # -- many at once --------------------------------------------------------------------------------
+
+    def bulk(
+        self,
+        verb: str,
+        run_ids: Sequence[str],
+        *,
+        signum: int = 0,
+        state: State | None = None,
+        dry_run: bool = False,
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The same operation on many runs, each by itself: (run ID -> run ID, or of its rerun; refusals).
+
+        `dry_run`: only say what would come of it, as things are now. Raises Unavailable.
+        """
+        done: dict[str, str] = {}
+        refused: dict[str, str] = {}
+        if not dry_run:
+            self._check_disk_for(verb)
+        ticket = 0
+        for at in range(0, len(run_ids), SLICE):
+            some = run_ids[at : at + SLICE]
+            with self._guard.store.read() as reader:
+                stored = {run.run_id: run for run in reader.runs(run_ids=some)}
+            if verb == "rerun" or dry_run:
+                self._bulk_rest(verb, some, stored, state, dry_run, done, refused)
+                continue
+            with self._guard.hold() as kernel:
+                for run_id in some:
+                    try:
+                        self._bulk_one(kernel, verb, run_id, stored, signum, state)
+                        done[run_id] = run_id
+                    except ApsisError as error:
+                        refused[run_id] = str(error)
+                self._guard.flush_locked()
+                ticket = self._guard.ticket
+                self._guard.wake_timer_locked()
+        if ticket:
+            self._wait(ticket, verb)
+        return done, refused
+
+    def _bulk_one(
+        self,
+        kernel: Scheduler,
+        verb: str,
+        run_id: str,
+        stored: Mapping[str, Run],
+        signum: int,
+        state: State | None,
+    ) -> None:
+        run = kernel.runs.get(run_id) or stored.get(run_id)
+        if run is None:
+            raise NotFound(f"unknown run {run_id}")
+        wall, boot = self._clock.wall(), self._clock.boot()
+        if verb == "mark":
+            assert state is not None
+            kernel.mark(run, state, wall)
+            return
+        if run_id not in kernel.runs:
+            raise RunError(refusal(verb, run) or f"can't {verb} {run_id}: it has just ended")
+        match verb:
+            case "skip":
+                kernel.skip(run_id, wall)
+            case "start":
+                kernel.start(run_id, wall, boot)
+            case "stop":
+                kernel.stop(run_id, wall, boot)
+            case "signal":
+                kernel.signal(run_id, signum, wall)
+
+    def _bulk_rest(
+        self,
+        verb: str,
+        run_ids: Sequence[str],
+        stored: Mapping[str, Run],
+        state: State | None,
+        dry_run: bool,
+        done: dict[str, str],
+        refused: dict[str, str],
+    ) -> None:
+        for run_id in run_ids:
+            run = self._looking.live_run(run_id) or stored.get(run_id)
+            said = f"unknown run {run_id}" if run is None else refusal(verb, run, state)
+            if said is not None:
+                refused[run_id] = said
+            else:
+                done[run_id] = run_id if dry_run else self._making.rerun(run_id).run_id
