@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from apsislib.runs import Run
 
 ROOT = Path(__file__).parent.parent
 OURS = ("apsis", "agent_server", "programs", "apsislib")
@@ -210,6 +213,15 @@ def test_nobody_asks_for_the_time_but_the_clock(module: str) -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("now", "utcnow", "today"):
             name = node.value.id if isinstance(node.value, ast.Name) else ""
             assert name not in ("datetime", "date", "Date"), f"{module}:{node.lineno} asks for the time"
+
+
+@pytest.mark.parametrize("module", ALL)
+def test_no_copy_of_a_run_changes_what_its_key_is_made_of(module: str) -> None:
+    changing = {field.name for field in fields(Run)} - {"run_id", "job_id", "args"}
+    for node in ast.walk(ast.parse(ALL[module].read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "but":
+            named = {keyword.arg for keyword in node.keywords}
+            assert named <= changing, f"{module}:{node.lineno} copies a run with other {named - changing}"
 
 
 def test_every_row_of_the_table_exists() -> None:
