@@ -208,6 +208,11 @@ def _number(text: str, field: _Field) -> int:
     return number
 
 
+def day_names(weekdays: Iterable[int]) -> str:
+    """`Mon-Fri`, `Tue and Thu`; 0: Monday."""
+    return _ranges(weekdays, WEEKDAYS)
+
+
 def _ranges(numbers: Iterable[int], names: tuple[str, ...] = ()) -> str:
     """`1-5, 7`; with names, `Mon-Fri, Sun`."""
     runs: list[list[int]] = []

@@ -14,6 +14,7 @@ from apsislib import templates
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Job, Json, Run
 from apsislib.runs import labels as labels
+from apsislib.schedules import words
 from apsislib.times import format_time
 
 FindJob = Callable[[str], Job | None]
@@ -103,7 +104,7 @@ def job_object(job: Job, find_job: FindJob) -> dict[str, Any]:
     return {
         "job_id": job.job_id,
         "params": sorted(job.params),
-        "schedule": [s.to_json() for s in job.schedules],
+        "schedule": [{**s.to_json(), "words": words(s)} for s in job.schedules],
         "program": {**job.program.to_json(), "str": str(job.program)},
         "condition": [c.to_json() for c in job.conditions],
         "common_conditions": common,

@@ -53,8 +53,21 @@ class Wall:
         chosen = {"dst_gap": str(self.gap), "dst_fold": str(self.fold)}
         return {key: value for key, value in chosen.items() if value not in ("shift", "first")}
 
-    def words(self) -> str:
+    def __str__(self) -> str:
         return self.tz.key if self.calendar_name == "all days" else f"{self.tz.key}, {self.calendar_name}"
+
+    def clock(self) -> str:
+        """Whose clocks are meant, for people: `London time` for Europe/London."""
+        name = self.tz.key.rpartition("/")[2].replace("_", " ")
+        return f"{name} time" if "/" in self.tz.key and not self.tz.key.startswith("Etc/") else self.tz.key
+
+    def dates(self) -> str:
+        """On which dates, for people: `weekdays`, `Tue and Thu`, `dates of holidays-uk`."""
+        days = tuple(sorted(self.calendar.weekdays))
+        if not days:  # of a file
+            return f"dates of {self.calendar_name}"
+        known = {tuple(range(7)): "every day", tuple(range(5)): "weekdays", (5, 6): "weekends"}
+        return known.get(days) or crons.day_names(days)
 
     def note(self, day: int, seconds: float, t: float) -> str:
         shown = format_daytime(times.local(t, self.tz)[1])
@@ -234,7 +247,7 @@ class Daily(_Common):
     def words(self) -> str:
         daytimes = " and ".join(_short(seconds) for seconds in self.daytimes)
         shift = f", moved by{self.shift}" if str(self.shift) else ""
-        return f"every day at {daytimes} {self.wall.words()}{shift}"
+        return f"{self.wall.dates()} at {daytimes} {self.wall.clock()}{shift}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -266,10 +279,11 @@ class Cron(_Common):
         return self._json("cron", fields, str(self))
 
     def __str__(self) -> str:
-        return f"cron {self.cron.text} {self.wall.words()}"
+        return f"cron {self.cron.text} {self.wall}"
 
     def words(self) -> str:
-        return f"{self.cron.words()}, {self.wall.words()}"
+        only = "" if self.wall.calendar_name == "all days" else f", only {self.wall.dates()}"
+        return f"{self.cron.words()}, {self.wall.clock()}{only}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,10 +384,12 @@ class DailyInterval(_Common):
         )
 
     def words(self) -> str:
-        start = f"{_short(self.start.daytime)}{self.start.shift}"
-        stop = f"{_short(self.stop.daytime)}{self.stop.shift}"
+        start, stop = (
+            f"{_short(edge.daytime)}{' the next day' if edge.shift == Shift(1) else edge.shift}"
+            for edge in (self.start, self.stop)
+        )
         every = f"every {times.format_duration(self.interval)}"
-        return f"{every} from {start} to {stop} {self.wall.words()}"
+        return f"{self.wall.dates()}, {every} from {start} to {stop} {self.wall.clock()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -564,18 +564,18 @@ def test_a_later_start_gives_the_rest_of_the_same_sequence_in_order(schedule, da
             "(a=1, b=2) every 3600.0 sec",
             "every 1 h, 1 min later",
         ),
-        (daily(), "all days at 09:30:00 America/New_York", "every day at 09:30 America/New_York"),
+        (daily(), "all days at 09:30:00 America/New_York", "every day at 09:30 New York time"),
         (
             daily(
                 ["09:00:00", "17:00:05"], "America/Chicago", calendar="Mon-Fri", cal_shift=-1, date_shift=2
             ),
             "Mon-Fri at 09:00:00, 17:00:05 America/Chicago -1 cal days +2 days",
-            "every day at 09:00 and 17:00:05 America/Chicago, Mon-Fri, moved by -1 cal days +2 days",
+            "weekdays at 09:00 and 17:00:05 Chicago time, moved by -1 cal days +2 days",
         ),
         (
             daily_interval("09:30:00", {"daytime": "02:00:00", "date_shift": 1}, 600, "UTC", calendar="Mon"),
             "Mon every 600.0 sec from 09:30:00 to 02:00:00 +1 days UTC",
-            "every 10 min from 09:30 to 02:00 +1 days UTC, Mon",
+            "Mon, every 10 min from 09:30 to 02:00 the next day UTC",
         ),
         (
             read({"type": "explicit", "times": ["2024-01-06T00:00:00Z", "2024-01-05T14:30:00.5Z"]}),
@@ -585,12 +585,12 @@ def test_a_later_start_gives_the_rest_of_the_same_sequence_in_order(schedule, da
         (
             cron("*/5 9-17 * * mon-fri", calendar="Tue-Sun"),
             "cron */5 9-17 * * mon-fri America/New_York, Tue-Sun",
-            "every 5 minutes of hours 9-17 on Mon-Fri, America/New_York, Tue-Sun",
+            "every 5 minutes of hours 9-17 on Mon-Fri, New York time, only Tue-Sun",
         ),
         (
             cron("30 2 * * *", dst_gap="skip"),
             "cron 30 2 * * * America/New_York",
-            "at 02:30 every day, America/New_York",
+            "at 02:30 every day, New York time",
         ),
     ],
 )

@@ -1,12 +1,26 @@
-"""Jobs, as their files define them."""
+"""Jobs, as their files define them; and all of them in short, for a table of ten thousand.
+
+    GET /api/v1/search/jobs?q=load+london
+    GET /api/v1/overview/jobs
+
+The first is what files say, so that a client's copy stays good until a reload; `q` are words, each of
+which a job's ID, params, labels, description, schedules or program must hold. The second is how things
+stand: each job's newest run, and the next one.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, blocks, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
+from apsislib.runs import Job
 from apsislib.shapes import encode, job_object, join, labels
+from apsislib.times import format_time
+
+MOST = 20  # words of a search
 
 
 def find_job_id(parts: Parts, job_id: str) -> str:
@@ -34,3 +48,39 @@ def one_job(parts: Parts, request: Request) -> Response:
     except NotFound:
         raise NotFound(f"no job_id {request.raw_params['job_id']}") from None
     return tagged(request, ok(job_object(job, parts.driver.jobs.get)))
+
+
+def search(parts: Parts, request: Request) -> Response:
+    wanted = (request.one("q") or "").casefold().split()[:MOST]
+    with parts.turns.take():
+        entries = parts.catalog.entries(parts.driver.jobs)
+        found = [entry for text, entry in entries if all(word in text for word in wanted)]
+        return tagged(request, blocks(join(found, b'{"jobs":[', b"]}")))
+
+
+def overview(parts: Parts, request: Request) -> Response:
+    now = parts.clock.wall()
+    jobs = parts.driver.jobs.jobs
+    with parts.turns.take():
+        coming = parts.driver.next_runs()
+        last: dict[str, Any] = {}
+        known = list(jobs)
+        with parts.store.read() as reader:
+            for job_id, number, state, time in reader.latest(known):
+                last[job_id] = {"run_id": f"r{number}", "state": state.value, "time": format_time(time)}
+        pieces = (
+            b"%b:%b"
+            % (
+                encode(job_id),
+                encode({"last": last.get(job_id), "next": _next(parts, job, coming.get(job_id), now)}),
+            )
+            for job_id, job in jobs.items()
+        )
+        return blocks(join(pieces, b'{"when":"%b","jobs":{' % format_time(now).encode(), b"}}"))
+
+
+def _next(parts: Parts, job: Job, run: Any, now: float) -> dict[str, Any] | None:
+    if run is not None:
+        return {"run_id": run.run_id, "time": format_time(run.times["schedule"])}
+    time = parts.later.of(job, now)
+    return None if time is None else {"run_id": None, "time": format_time(time)}

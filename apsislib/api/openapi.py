@@ -93,6 +93,43 @@ OPERATIONS: dict[str, Operation] = {
         ),
         errors=(400, 503),
     ),
+    f"GET {_V1}/search/jobs": Operation(
+        "All jobs in short, or those of which all words of a search are said.",
+        "FoundJobs",
+        (("q", TEXT, "words of ID, params, labels, description, schedules or program"),),
+        errors=(503,),
+    ),
+    f"GET {_V1}/overview/jobs": Operation(
+        "Of every job its newest run, and the next one.", "JobsOverview", errors=(503,)
+    ),
+    f"GET {_V1}/recent": Operation(
+        "How the last 20 runs of some jobs ended.",
+        "Recent",
+        (("job_id", _MANY, "1 to 200 job IDs"),),
+        errors=(400, 503),
+    ),
+    f"GET {_V1}/history": Operation(
+        "How runs of a job ended, and how long they took, newest first, page by page.",
+        "History",
+        (
+            ("job_id", TEXT, "all of a job ID"),
+            ("args", TEXT, "a JSON object: only runs of just these args"),
+            _LIMIT,
+            ("before", ref("RunID"), "the `next` of the page before"),
+        ),
+        errors=(400, 503),
+    ),
+    f"GET {_V1}/days": Operation(
+        "Outcomes of a job's runs by the date they were due, piece by piece, newest first.",
+        "Days",
+        (
+            ("job_id", TEXT, "all of a job ID"),
+            ("tz", TEXT, "whose dates; UTC by default"),
+            ("since", TEXT, "a date; a year ago by default, two years at most"),
+            ("before", ref("RunID"), "the `next` of the piece before"),
+        ),
+        errors=(400, 503),
+    ),
     f"GET {_V1}/runs": Operation(
         "Runs by ID or of a job, at most 10,000. Any other name in the query is that of an arg.",
         "Runs",

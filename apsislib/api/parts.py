@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from threading import Event, Lock
 from typing import Any, Protocol
 
+from apsislib.api.catalog import Catalog, Later
 from apsislib.clock import Clock
 from apsislib.errors import Unavailable
 from apsislib.jobs import JobSet
@@ -32,6 +33,9 @@ class Engine(Protocol):
 
     def expected(self, job_id: str | None = None) -> Sequence[Run]:
         """Runs that schedules have made ahead of time: in memory only, in no order."""
+
+    def next_runs(self) -> Mapping[str, Run]:
+        """Of each job that has any, the expected run that is due first."""
 
     def expected_run(self, run_id: str) -> Run | None: ...
     def find_run(self, run_id: str) -> Run: ...
@@ -125,6 +129,8 @@ class Parts:
     # Seconds. Runs that last changed longer ago are left out of lists; None: none are.
     lookback: float | None = None
     turns: Turns = field(default_factory=Turns)
+    catalog: Catalog = field(default_factory=Catalog)
+    later: Later = field(default_factory=Later)
 
     def oldest(self) -> float | None:
         """The instant before which lists do not reach."""

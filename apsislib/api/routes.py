@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import bulk, control, jobs, metrics, openapi, outputs, runs, search, upcoming
+from apsislib.api import bulk, control, history, jobs, metrics, openapi, outputs, runs, search, upcoming
 from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
@@ -47,6 +47,11 @@ ROUTES = (
     Route(GET, f"{V1}/jobs/{{job_id+}}", jobs.one_job),
     Route(GET, f"{V1}/upcoming", upcoming.of_all),
     Route(GET, f"{V1}/search/runs", search.search),
+    Route(GET, f"{V1}/search/jobs", jobs.search),
+    Route(GET, f"{V1}/overview/jobs", jobs.overview),
+    Route(GET, f"{V1}/recent", history.recent),
+    Route(GET, f"{V1}/history", history.history),
+    Route(GET, f"{V1}/days", history.days),
     Route(GET, f"{V1}/runs", runs.query),
     Route(POST, f"{V1}/runs", runs.create, body=True),
     Route(POST, f"{V1}/bulk", bulk.bulk, body=True),

@@ -112,6 +112,45 @@ SCHEMAS: dict[str, Schema] = {
         runs=mapping(ref("RunSummary"), "^r[0-9]+$"),
         next=maybe(ref("RunID")) | {"description": "the `before` of the next page; null: there is none"},
     ),
+    "FoundJobs": record(
+        jobs=array(
+            record(
+                job_id=TEXT,
+                params=array(TEXT),
+                labels=array(TEXT),
+                description=TEXT | {"description": "its first paragraph, 240 characters at most"},
+                schedule=array(record(words=TEXT, enabled=FLAG)),
+                program=record(type=TEXT, str=TEXT),
+            )
+        )
+    ),
+    "JobsOverview": record(
+        when=ref("Time"),
+        jobs=mapping(
+            record(
+                last=maybe(record(run_id=ref("RunID"), state=ref("State"), time=ref("Time"))),
+                next=maybe(record(run_id=maybe(ref("RunID")), time=ref("Time"))),
+            )
+        ),
+    ),
+    "Past": {
+        "type": "array",
+        "description": "run ID, state, schedule time, start (or end, if it never ran), seconds",
+        "prefixItems": [ref("RunID"), ref("State"), maybe(ref("Time")), ref("Time"), maybe(NUMBER)],
+        "minItems": 5,
+        "maxItems": 5,
+    },
+    "Recent": record(jobs=mapping(array(ref("Past")))),
+    "History": record(
+        runs=array(ref("Past")),
+        next=maybe(ref("RunID")) | {"description": "the `before` of the next page; null: there is none"},
+    ),
+    "Days": record(
+        since={"type": "string", "format": "date"},
+        days=mapping(mapping(WHOLE, f"^({'|'.join(State)})$"), "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"),
+        next=maybe(ref("RunID"))
+        | {"description": "the `before` of the next piece, to be added; null: there is none"},
+    ),
     "RunLog": record(run_log=array(record(run_id=ref("RunID"), **_LINE))),
     "RunState": record(state=ref("State")),
     "Dependencies": mapping(
@@ -180,7 +219,7 @@ SCHEMAS: dict[str, Schema] = {
         {"expect": record({"within": NUMBER, "by": TEXT, "tz": TEXT, "max_duration": NUMBER}, str=TEXT)},
         job_id=TEXT,
         params=array(TEXT),
-        schedule=array(record({}, True, str=TEXT, enabled=FLAG)),
+        schedule=array(record({}, True, str=TEXT, enabled=FLAG, words=TEXT)),
         program=ref("Typed"),
         condition=array(ref("Typed")),
         common_conditions=array(ref("Typed")),

@@ -106,6 +106,7 @@ class Driver:
         self.signal, self.mark, self.bulk = operating.signal, operating.mark, operating.bulk
         self.live_run, self.find_run = looking.live_run, looking.find_run
         self.expected, self.expected_run = looking.expected, looking.expected_run
+        self.next_runs = looking.next_runs
         self.waiting = looking.waiting
         self.stats, self.status, self.ailments = health.stats, health.status, health.ailments
         # Last: what programs are given has some of these verbs.

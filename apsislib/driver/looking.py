@@ -35,6 +35,11 @@ class Looking:
                 runs[run.run_id] = run
         return list(runs.values())
 
+    def next_runs(self) -> dict[str, Run]:
+        """Of each job that has any, the expected run that is due first. Takes no lock."""
+        groups = [(job_id, list(group.values())) for job_id, group in list(self._kernel.expected.items())]
+        return {job_id: min(runs, key=_due) for job_id, runs in groups if runs}
+
     def expected_run(self, run_id: str) -> Run | None:
         run = self._kernel.runs.get(run_id)
         return run if run is not None and run.expected else self._kernel.leaving.get(run_id)
@@ -54,3 +59,7 @@ class Looking:
         """Why a run waits: each condition with whether it holds, why not, and since when."""
         with self._guard.hold() as kernel:
             return kernel.waiting(run_id)
+
+
+def _due(run: Run) -> tuple[float, int]:
+    return run.times.get("schedule", 0.0), run.number

@@ -9,6 +9,7 @@ archive   the file that old runs go to
 pool      read-only connections, lent to threads
 reader    the queries, each by an index
 searching searches of the whole history, as SQL
+history   how a job's runs ended
 rows      runs as rows
 files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
 records   what goes in and comes out, besides the kernel's effects
@@ -16,6 +17,7 @@ records   what goes in and comes out, besides the kernel's effects
 
 from apsislib.store.archive import Archive
 from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID, is_imported
+from apsislib.store.history import Past
 from apsislib.store.reader import Reader
 from apsislib.store.records import (
     Chunk,
@@ -45,6 +47,7 @@ __all__ = [
     "Entry",
     "Grew",
     "OutputInfo",
+    "Past",
     "Reader",
     "SaveJob",
     "SetMeta",

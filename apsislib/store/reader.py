@@ -6,7 +6,7 @@ import json
 import logging
 import sqlite3
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from threading import Lock
@@ -16,7 +16,7 @@ from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Owe, Run, canonical, run_number
 from apsislib.states import FINISHED, State
-from apsislib.store import outputs, searching
+from apsislib.store import history, outputs, searching
 from apsislib.store.records import OutputInfo
 from apsislib.store.rows import COLUMNS, dump, from_row, from_text
 from apsislib.terms import Term
@@ -274,6 +274,21 @@ class Reader:
         )
         found: float | None = self._all(sql, (job_id, RECENT, State.SUCCESS.value))[0][0]
         return found
+
+    def past(self, job_id: str, args: Args | None, before: int | None, limit: int) -> list[history.Past]:
+        """How a job's runs ended, or those of an instance, newest first; `before`: a run number."""
+        key = None if args is None else canonical(args)
+        return history.past(self._all, job_id, key, LAST if before is None else before, limit)
+
+    def latest(self, job_ids: Sequence[str]) -> Iterator[tuple[str, int, State, float]]:
+        """(job ID, run number, state, when it came to be in that) of each job's newest run that is due."""
+        return history.latest(self._all, job_ids)
+
+    def outcomes(
+        self, job_id: str, since: float, before: int | None, limit: int
+    ) -> tuple[list[tuple[State, float]], int | None]:
+        """((state, instant it was due) of a job's runs, newest first; the `before` to go on with)."""
+        return history.outcomes(self._all, job_id, since, LAST if before is None else before, limit)
 
     def occurrences(self, since: float) -> set[str]:
         """Identities of the occurrences, at or after `since`, that runs were made of."""
