@@ -7,9 +7,11 @@ put in error only where its process provably has ended, or never was.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from signal import SIGKILL
 from typing import Any, Protocol
-from uuid import uuid4
 
 from apsislib import wire
 from apsislib.runs import Back, Finished, Json, Lost, Remark, Run, Running, Unplaced, Update
@@ -27,6 +29,7 @@ from programs.base import (
     number,
     signal_name,
 )
+from programs.sudo import UNCATCHABLE, Signalling, refusal
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,7 @@ ANSWER = 60.0  # seconds without a byte of the output that was asked for
 ATTEMPTS = 3  # times that output is asked for in vain, before the verdict goes without it
 SLICE = 4 * 1024 * 1024  # bytes asked for at once after the end: what may wait in memory for the disk
 ROOM = 0.25  # seconds until it is looked again whether output can be stored
+SAID = 4096  # bytes
 # Results are pushed when a process ends, but an agent may lose a push: this long, and we ask.
 SAFETY = 300.0
 
@@ -77,11 +81,13 @@ class Process:
         self._final: Json | None = None  # the result that says it ended
         self._ended = False  # Finished is reported; Forget will follow
         self._pid: int | None = None
-        self._retried: set[int] = set()  # signals tried through sudo
+        self._through_sudo: deque[int] = deque()  # signals to send so; any thread appends
+        self._under_way: set[int] = set()  # signals being sent so
 
         self._received = 0  # bytes of output handed to the store, the marker not counted
         self._end = 0  # bytes of output in all, once it has ended
         self._mute = False  # no more output is wanted, or to be had
+        self._said = bytearray()  # its first output, where sudo may say there that it refuses
         self._at = 0  # offset of the next piece of an answer
         self._asked: float | None = None  # monotonic; an answer with output is outstanding since
         self._fenced = False  # a result was asked for, to see whether an answer with output still comes
@@ -165,7 +171,7 @@ class Process:
         if names and not self.over and (run.state is State.STOPPING or state.get("timed_out") is not None):
             self._signal_again(str(names[-1]))
         if self._mute and self._limit.kill and self._limit.max_size is not None and not self.over:
-            self._kill()
+            self.signal(SIGKILL)
 
     def _absent(self) -> None:
         """The agent is here and has no record of the process."""
@@ -200,6 +206,7 @@ class Process:
             return
         if isinstance(res.get("pid"), int):
             self._pid = res["pid"]
+            self._signal_through_sudo()
         if res.get("state") == "running":
             self._running(res)
             return
@@ -276,11 +283,24 @@ class Process:
 
     # -- signals -------------------------------------------------------------------------------------
 
+    def signal(self, signum: int, fate: Callable[[bool], None] | None = None) -> None:
+        """(any thread) Send a signal to the program; `fate` as for Agents.send."""
+        if self._program.sudo_user is not None and signum in UNCATCHABLE:
+            if self._here:
+                self._through_sudo.append(signum)
+                self._agents.poll(self.proc_id)
+            elif fate is not None:
+                fate(False)
+        else:
+            sent = self._agents.send(self.conn_id, wire.proc_signal_request(self.proc_id, signum), fate)
+            if not sent and fate is not None:
+                fate(False)
+
     def _signal_again(self, name: str) -> None:
         """What was to end it may have been lost with the connection."""
         signum = next((n for n in range(1, 32) if signal_name(n) == name), None)
         if signum is not None:
-            self._agents.send(self.conn_id, wire.proc_signal_request(self.proc_id, signum))
+            self.signal(signum)
 
     def _signal_refused(self, signum: Any, err: str) -> None:
         if self.over:
@@ -288,26 +308,32 @@ class Process:
         name = signal_name(signum) if isinstance(signum, int) else "a signal"
         if err == "no process":
             self._ask_result()  # it has ended; perhaps the push with its result was lost
-            return
-        user = self._program.sudo_user
-        if "os error 1)" not in err or user is None or self._pid is None or not isinstance(signum, int):
+        elif "os error 1)" not in err or self._program.sudo_user is None or not isinstance(signum, int):
             self._remark(f"{name} was refused: {err}")
-            return
-        if signum in self._retried:
-            return
-        self._retried.add(signum)
-        self._remark(f"{name} was refused ({err}): trying kill through sudo")
-        SudoKill(self, signum, self._pid, user).start()
+        else:
+            self._remark(f"{name} was refused ({err}): trying kill through sudo")
+            self._through_sudo.append(signum)
+            self._signal_through_sudo()
 
-    def kill_ended(self, signum: int, told: str | None) -> None:
-        """A SudoKill is done; `told`: why it failed."""
-        self._retried.discard(signum)
-        if not self._ended:
-            name = signal_name(signum)
-            self._remark(f"{name} was sent through sudo" if told is None else f"{name} through sudo: {told}")
+    def _signal_through_sudo(self) -> None:
+        user = self._program.sudo_user
+        while self._through_sudo and user is not None and self._pid is not None and not self.over:
+            signum = self._through_sudo.popleft()
+            if signum in self._under_way:
+                continue
+            self._under_way.add(signum)
+            ended = partial(self._signalled_through_sudo, signum)
+            Signalling(self._agents, self.conn_id, self._program.sudo(user), signum, self._pid, ended).start()
 
-    def _kill(self) -> None:
-        self._agents.send(self.conn_id, wire.proc_signal_request(self.proc_id, 9))
+    def _signalled_through_sudo(self, signum: int, failure: str | None) -> None:
+        self._under_way.discard(signum)
+        if self._ended or self.over:
+            return
+        name = signal_name(signum)
+        if failure is None:
+            self._remark(f"{name} was sent through sudo")
+        else:
+            self._remark(f"{name} was not sent: kill through sudo failed: {failure}")
 
     # -- output --------------------------------------------------------------------------------------
 
@@ -390,6 +416,8 @@ class Process:
             self.run_id, OUTPUT, self._received, data, name=OUTPUT_NAME, content_type=OUTPUT_TYPE
         )
         self._received += len(data)
+        if self._program.sudo_user is not None and len(self._said) < SAID:
+            self._said += data[: SAID - len(self._said)]
 
     def _truncate(self, last: bytes) -> None:
         """Keep `last`, and say at the end of the output that there was more."""
@@ -400,7 +428,7 @@ class Process:
         self._received = limit or 0
         if self._limit.kill and self._final is None:
             self._remark(f"output exceeds {limit} bytes: sending SIGKILL")
-            self._kill()
+            self.signal(SIGKILL)
         else:
             self._remark(f"output truncated after {limit} bytes")
 
@@ -418,6 +446,7 @@ class Process:
     def poll(self, now: float) -> float | None:
         if self._ended or not self._here:
             return None
+        self._signal_through_sudo()
         if self._asked is not None and now >= self._asked + ANSWER:
             # It may be busy with the output of others. Its answer to this comes after what was asked before.
             self._asked, self._fenced = now, True
@@ -450,6 +479,9 @@ class Process:
             lost = f"{self._end - self._received} of its {self._end} bytes were lost with the agent"
             self._give_up(lost)
         state, message = verdict(self._final, self._program.argv[0])
+        user = self._program.sudo_user
+        if user is not None and state is State.FAILURE and (why := refusal(bytes(self._said))):
+            message = f"{message}: sudo may not run it as {user}: {why}"
         run = self._host.run(self.run_id)
         run_state = (run.run_state if run is not None else None) or {}
         after = run_state.get("timed_out")
@@ -495,73 +527,6 @@ class Process:
             meta["procstar_conn"] = record["info"]["conn"]
             meta["procstar_agent"] = record["info"]["proc"]
         return meta
-
-
-class SudoKill:
-    """Signals the process of another user: `kill` as that user, a process of its own at the same agent.
-
-    First the process; if that can't be signalled, it is sudo itself, which stays root while its command
-    runs: then the group that sudo leads, where `kill` reaches whatever belongs to the user.
-    """
-
-    def __init__(self, process: Process, signum: int, pid: int, user: str, group: bool = False) -> None:
-        self._process = process
-        self._signum = signum
-        self._pid = pid
-        self._user = user
-        self._group = group
-        self._proc_id = str(uuid4())
-        self._done = False
-
-    def start(self) -> None:
-        agents, conn_id = self._process._agents, self._process.conn_id
-        target = f"-{self._pid}" if self._group else str(self._pid)
-        kill = ["/bin/kill", "-s", str(self._signum), "--", target]
-        null = {"null": {"flags": "Default"}}
-        spec = {
-            "argv": [*self._process._program.sudo(self._user), *kill],
-            "env": {"inherit": True, "vars": {}},
-            "fds": [["stdin", null], ["stdout", null], ["stderr", null]],
-        }
-        if not agents.watch(self._proc_id, conn_id, self, wire.proc_start_request({self._proc_id: spec})):
-            self.lost()
-
-    def _end(self, told: str | None) -> None:
-        if self._done:
-            return
-        self._done = True
-        self._process._agents.forget(self._proc_id, self._process.conn_id)
-        if told is not None and not self._group and not self._process.over:
-            SudoKill(self._process, self._signum, self._pid, self._user, group=True).start()
-        else:
-            self._process.kill_ended(self._signum, told)
-
-    def result(self, res: Json) -> None:
-        if res.get("state") == "running":
-            return
-        state, message = verdict(res, "sudo")
-        self._end(None if state is State.SUCCESS else message or str(state))
-
-    def error(self, msg: Json, err: str) -> None:
-        self._group = True  # the next try would fail alike
-        self._end(err)
-
-    def lost(self) -> None:
-        self._group = True
-        self._end("the agent's connection was lost")
-
-    def registered(self, listed: bool) -> None: ...
-    def gone(self) -> None:
-        self.lost()
-
-    def head(self, head: FdHead) -> None: ...
-    def data(self, piece: bytes) -> None: ...
-    def end(self) -> None: ...
-    def unknown(self) -> None: ...
-    def deleted(self) -> None: ...
-
-    def poll(self, now: float) -> float | None:
-        return None
 
 
 def _length(res: Json) -> int:

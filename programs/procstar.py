@@ -410,7 +410,9 @@ class Procstar(Bound):
             later = "it will be sent when the agent is back" if stop else "it was not sent"
             host.report(run.run_id, Remark(f"{name}: agent {conn_id} is not connected, {later}"))
 
-        if not host.agents.send(conn_id, wire.proc_signal_request(proc_id, signum), fate):
+        if isinstance(process, Process):
+            process.signal(signum, fate)
+        elif not host.agents.send(conn_id, wire.proc_signal_request(proc_id, signum), fate):
             fate(False)
 
     def forget(self, run: Run, host: Host) -> None:

@@ -614,27 +614,111 @@ def test_a_refused_signal_never_ends_the_run():
             assert err in story.remarks
 
 
-def test_a_sudo_program_is_signalled_through_sudo_and_then_its_group():
+EPERM = (
+    {"type": "ProcSignalRequest", "proc_id": "p", "signum": 15},
+    "Operation not permitted (os error 1)",
+)
+SUDO = ["/usr/bin/sudo", "--preserve-env", "--set-home", "--non-interactive", "--user", "app", "--"]
+
+
+def aside(story: Story) -> tuple[Any, list[str]]:
+    """Who watches the one other program that was started at the agent, and its argv."""
+    (message,) = story.agents.take("ProcStartRequest")
+    ((proc_id, spec),) = message["specs"].items()
+    return story.agents.watchers[proc_id], spec["argv"]
+
+
+def printed(text: str, code: int = 0) -> dict[str, Any]:
+    return ended(code, fds={"stdout": {"type": "text", "text": text, "encoding": "utf-8"}})
+
+
+def test_a_refused_signal_is_sent_through_sudo_to_the_program_below_it():
     story = Story(sudo_user="app").running()
-    error = (
-        {"type": "ProcSignalRequest", "proc_id": "p", "signum": 15},
-        "Operation not permitted (os error 1)",
-    )
-    story.watcher.error(*error)
-    (first,) = story.agents.take("ProcStartRequest")
-    ((proc_id, spec),) = first["specs"].items()
-    assert spec["argv"][-5:] == ["/bin/kill", "-s", "15", "--", "4133"]
-    assert spec["argv"][3:7] == ["--non-interactive", "--user", "app", "--"]
-    story.agents.watchers[proc_id].result(ended(1))
-    (second,) = story.agents.take("ProcStartRequest")
-    ((other, spec),) = second["specs"].items()
-    assert spec["argv"][-1] == "-4133"
-    story.agents.watchers[other].result(ended(0))
-    assert "SIGTERM was sent through sudo" in story.remarks
-    assert sorted(story.agents.forgotten) == sorted([proc_id, other])
-    story.watcher.error(*error)
-    assert len(story.agents.take("ProcStartRequest")) == 1  # the next one is tried anew
+    story.watcher.error(*EPERM)
+    story.watcher.error(*EPERM)  # not twice at a time
+    watcher, argv = aside(story)
+    assert argv[0] == "/bin/sh" and argv[-2:] == ["4133", "sudo"]
+    watcher.result(printed("4140\n"))
+    watcher, argv = aside(story)
+    assert argv == [*SUDO, "/bin/kill", "-s", "15", "--", "4140"]
+    watcher.result(printed(""))
+    assert story.remarks.endswith("SIGTERM was sent through sudo") and len(story.agents.forgotten) == 2
+    story.watcher.error(*EPERM)
+    assert aside(story)[1][0] == "/bin/sh"  # the next one is tried anew
     assert story.open
+
+
+def test_where_an_agent_runs_no_shell_the_process_and_then_its_group_is_tried():
+    story = Story(sudo_user="app").running()
+    story.watcher.error(*EPERM)
+    watcher, _ = aside(story)
+    watcher.result(result("error", errors=["restricted executable: /bin/sh"]))
+    watcher, argv = aside(story)
+    assert argv == [*SUDO, "/bin/kill", "-s", "15", "--", "4133"]
+    watcher.result(printed("kill: (4133) - Operation not permitted", 1))
+    watcher, argv = aside(story)
+    assert argv[-1] == "-4133"
+    watcher.result(printed("sudo: a password is required\n", 1))
+    assert "SIGTERM was not sent: kill through sudo failed: sudo: a password is required" in story.remarks
+    assert story.open
+
+
+@pytest.mark.parametrize("end", ["error", "lost", "gone", "unknown", "deleted"])
+def test_a_kill_through_sudo_that_comes_to_nothing_is_said(end):
+    story = Story(sudo_user="app").running()
+    story.watcher.error(*EPERM)
+    for _ in range(3):
+        watcher, _ = aside(story)
+        watcher.error({}, "no room") if end == "error" else getattr(watcher, end)()
+    assert "SIGTERM was not sent: kill through sudo failed: " in story.remarks
+    assert story.agents.take() == [] and story.open
+
+
+def test_what_sudo_cannot_pass_on_is_never_sent_to_sudo_itself():
+    """The program would go on, and nobody would know."""
+    story = Story(sudo_user="app").running()
+    for signum in (9, 19):
+        story.program.signal(story.run, story.host, signum, stop=True)
+        assert story.agents.take() == []
+        story.watcher.poll(story.clock.monotonic())
+        watcher, _ = aside(story)
+        watcher.result(printed("4140 4141"))
+        assert aside(story)[1][-4:] == [str(signum), "--", "4140", "4141"]
+    story.program.signal(story.run, story.host, 15, stop=True)
+    assert [message["type"] for message in story.agents.take()] == ["ProcSignalRequest"]
+
+
+def test_a_kill_through_sudo_waits_for_an_agent_that_is_away_and_for_its_process_id():
+    story = Story(sudo_user="app").running()
+    story.host.change("r1", state=State.STOPPING, run_state={**story.run.run_state, "signals": ["SIGKILL"]})
+    story.restart()
+    story.program.signal(story.run, story.host, 9, stop=True)
+    assert "SIGKILL: agent A is not connected, it will be sent when the agent is back" in story.remarks
+    story.watcher.registered(listed=True)
+    story.pass_time(0)
+    assert story.agents.take("ProcStartRequest") == []
+    story.watcher.result(result())
+    assert aside(story)[1][-2:] == ["4133", "sudo"]
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (b"sudo: a password is required\n", ": sudo may not run it as app: a password is required"),
+        (
+            b"Sorry, user a is not allowed to x\n",
+            ": sudo may not run it as app: Sorry, user a is not allowed to x",
+        ),
+        (b"working\nsudo: a password is required\n", ""),
+        (b"", ""),
+    ],
+)
+def test_what_sudo_does_not_permit_is_in_the_runs_message(said, why):
+    story = Story(sudo_user="app").running()
+    story.watcher.result(ended(1, length=len(said)))
+    if said:
+        story.data(0, said)
+    assert story.verdict == (State.FAILURE, f"exit code 1{why}")
 
 
 # -- lost, back, restarted -------------------------------------------------------------------------
