@@ -92,6 +92,12 @@ def labels(metadata: Json | None) -> list[str]:
     return [str(label) for label in found] if isinstance(found, list | tuple) else [str(found)]
 
 
+def alarms(meta: Json) -> list[str]:
+    """What a run with this metadata is called: late, missed, long; each at most once."""
+    found = (*(meta.get("alarms") or ()), *(meta.get("reasons") or ()))
+    return list(dict.fromkeys(str(name) for name in found))
+
+
 # -- jobs ----------------------------------------------------------------------------------------
 
 
@@ -182,7 +188,8 @@ class Run:
     program: Json | None = None  # bound; None where binding failed
     conds: tuple[Json, ...] = ()  # bound
     actions: tuple[Json, ...] = ()
-    # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s}, "alarms": [...]
+    # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s},
+    # "alarms": [raised ones], "reasons": {alarm, raised or not: why}
     meta: Json = field(default_factory=dict)
     run_state: Json | None = None  # what the program needs to find its process again
     occurrence: str | None = None  # identity of the occurrence it was made for; unique

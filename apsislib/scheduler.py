@@ -739,7 +739,8 @@ class Scheduler:
     def _raise(self, run: Run, alarm: str, wall: float, message: str) -> None:
         """Once in the life of a run."""
         raised = [*run.meta.get("alarms", ()), alarm]
-        run = run.but(meta={**run.meta, "alarms": raised}, rev=run.rev + 1)
+        reasons = {alarm: message, **run.meta.get("reasons", {})}
+        run = run.but(meta={**run.meta, "alarms": raised, "reasons": reasons}, rev=run.rev + 1)
         self._put(run)
         self.outbox.append(Save(run))
         self._note(run, wall, f"{alarm}: {message}")

@@ -12,7 +12,7 @@ from typing import Any
 
 from apsislib import templates
 from apsislib.errors import ApsisError
-from apsislib.runs import Args, Job, Json, Run
+from apsislib.runs import Args, Job, Json, Run, alarms
 from apsislib.runs import labels as labels
 from apsislib.schedules import words
 from apsislib.times import format_time
@@ -63,8 +63,10 @@ def run_summary(run: Run) -> dict[str, Any]:
     }
     if run.expected:
         shape["expected"] = True
-    if "alarms" in run.meta:
-        shape["alarms"] = list(run.meta["alarms"])
+    if called := alarms(run.meta):
+        shape["alarms"] = called
+        if reasons := run.meta.get("reasons"):
+            shape["reasons"] = dict(reasons)
     needs = [[c["job_id"], dict(c["args"])] for c in run.conds if c.get("type") == "dependency"]
     if needs:
         shape["dependencies"] = needs

@@ -5,6 +5,7 @@
     NAME=             the arg NAME is given
     state:S1,S2       the state is one of these, or begins unambiguously like one
     label:L           L is one of the job's labels
+    alarm:A1,A2       the run is called one of these: late, missed, long
     since:T until:T   the latest transition is not before T, or before T: an instant with zone, a date
                       (its beginning, UTC), `now`, or a duration: so long ago
     !TERM             the contrary
@@ -22,10 +23,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from apsislib.errors import BadRequest
-from apsislib.runs import Run, labels
+from apsislib.runs import Run, alarms, labels
 from apsislib.states import State
 from apsislib.times import parse_duration, parse_time
 
+ALARMS = ("late", "missed", "long")  # as expectations.py has them
 MOST = 50  # terms of a search: each is a clause of the query
 
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -78,6 +80,14 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
+class AlarmIn:
+    alarms: frozenset[str]
+
+    def admits(self, run: Run) -> bool:
+        return not self.alarms.isdisjoint(alarms(run.meta))
+
+
+@dataclass(frozen=True, slots=True)
 class Since:
     time: float  # instant
 
@@ -87,7 +97,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    term: JobPart | ArgHas | Label
+    term: JobPart | ArgHas | Label | AlarmIn
 
     def admits(self, run: Run) -> bool:
         return not self.term.admits(run)
@@ -101,7 +111,7 @@ class Until:
         return run.timestamp < self.time
 
 
-Term = JobPart | JobIs | ArgHas | StateIn | Label | Since | Until | Not
+Term = JobPart | JobIs | ArgHas | StateIn | Label | AlarmIn | Since | Until | Not
 
 
 def admits(terms: Collection[Term], run: Run) -> bool:
@@ -160,7 +170,7 @@ def _term(word: list[str], now: float) -> Term:
     place = next((n for n, char in enumerate(word) if char in ("=", ":")), None)
     if place is not None and word[place] == ":":
         key, value = _plain(word[:place]), _plain(word[place + 1 :])
-        if key in ("state", "label", "since", "until"):
+        if key in ("state", "label", "alarm", "since", "until"):
             if not value:
                 raise BadRequest(f"{shown} says no {key}")
             return _keyed(key, value, negated, now)
@@ -180,6 +190,9 @@ def _keyed(key: str, value: str, negated: bool, now: float) -> Term:
     if key == "state":
         states = frozenset(state_like(name) for name in value.split(","))
         return StateIn(frozenset(State) - states if negated else states)
+    if key == "alarm":
+        raised = AlarmIn(frozenset(_alarm(name) for name in value.split(",")))
+        return Not(raised) if negated else raised
     time = instant(value, now)
     return Since(time) if (key == "since") != negated else Until(time)
 
@@ -195,6 +208,13 @@ def state_like(text: str) -> State:
     if found:
         raise BadRequest(f"ambiguous state: {text} ({', '.join(state.value for state in found)})")
     raise BadRequest(f"not a state: {text!r} (known: {', '.join(state.value for state in State)})")
+
+
+def _alarm(text: str) -> str:
+    name = lower(text)
+    if name not in ALARMS:
+        raise BadRequest(f"not an alarm: {text!r} (known: {', '.join(ALARMS)})")
+    return name
 
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")

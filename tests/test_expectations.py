@@ -190,6 +190,8 @@ def test_alarms_are_in_api_command_line_and_metrics_and_trigger_actions(
         (followed,) = told.values()
         assert followed["args"] == {"alarm": "long"}
         assert server.run(run_id)["alarms"] == ["long"] and server.run(run_id)["state"] == "running"
+        assert server.run(run_id)["reasons"] == {"long": "has been running for more than 0.2 s"}
+        assert server.get("/search/runs", q="alarm:long")["runs"].keys() == {run_id}
         assert "long: has been running for more than 0.2 s" in server.messages(run_id)
         (line,) = [
             text for text in server.command("runs", "--job", "slow").stdout.splitlines() if run_id in text

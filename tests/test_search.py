@@ -18,11 +18,17 @@ from apsislib.errors import BadRequest
 from apsislib.runs import Save
 from apsislib.states import State
 from apsislib.store import Store, files, searching
-from apsislib.terms import ArgHas, JobPart, Label, Not, Since, StateIn, Until, admits, parse
+from apsislib.terms import AlarmIn, ArgHas, JobPart, Label, Not, Since, StateIn, Until, admits, parse
 
 NOW = 2e9
 JOBS = ["etl/load", "etl/get", "ops/Vacuum", "é%_x", 'odd"\\', "a:b=c"]
 LABELS: list[list[str]] = [[], ["etl"], ["etl", "night ly"], ['q"uo', "ünï"], ["etl,night"]]
+ALARMS: list[dict[str, Any]] = [
+    *[{}] * 6,
+    {"alarms": ["late", "long"], "reasons": {"late": "x", "long": "y"}},
+    {"alarms": ["long"]},
+    {"reasons": {"late": "the server was down"}},
+]
 VALUES = ["eu", "EU-west", 'q"uo', "a\\b", "ünï", "", "2031-05-06", "x=y:z", "%_"]
 NAMES = ["region", "da te", 'n"', "b\\"]
 
@@ -41,7 +47,7 @@ def a_history(size: int = 400) -> list[Any]:
                 rnd.choice(JOBS),
                 args={name: rnd.choice(VALUES) for name in names},
                 timestamp=NOW - rnd.randrange(1000) * 60,
-                meta={"job": {"labels": labels}} if labels or number % 2 else {},
+                meta=({"job": {"labels": labels}} if labels or number % 2 else {}) | rnd.choice(ALARMS),
             )
         )
     return made
@@ -88,6 +94,9 @@ WORDS = st.one_of(
     st.sampled_from(["etl", "night ly", 'q"uo', "ünï", "none", "etl,night"]).map(
         lambda label: f"label:{quote(label)}"
     ),
+    st.sampled_from(["late", "LONG", "missed", "late,long", "missed,late"]).map(
+        lambda names: f"alarm:{names}"
+    ),
     st.builds(
         lambda key, minutes: f"{key}:{minutes}min",
         st.sampled_from(["since", "until"]),
@@ -130,6 +139,10 @@ def test_the_database_finds_what_the_terms_admit_whichever_way_it_goes(
         ("since:1970-01-02 until:now", [Since(86400.0), Until(NOW)]),
         ("since:2h !since:1970-01-01T00:00:09Z", [Since(NOW - 7200), Until(9.0)]),
         ("label:a=b", [Label("a=b")]),
+        (
+            "alarm:late,Long !alarm:missed",
+            [AlarmIn(frozenset({"late", "long"})), Not(AlarmIn(frozenset({"missed"})))],
+        ),
         ("url=http://x", [ArgHas("url", "http://x")]),
         ("a:b", [JobPart("a:b")]),
     ],
@@ -144,6 +157,8 @@ def test_words_become_terms(text: str, terms: list[Any]) -> None:
         ("state:s", r"ambiguous state: s \(scheduled, starting, stopping, success, skipped\)"),
         ("state:bogus", "not a state: 'bogus'"),
         ("state:", "says no state"),
+        ("alarm:lost", r"not an alarm: 'lost' \(known: late, missed, long\)"),
+        ("alarm:", "says no alarm"),
         ('"open', "a double quote is not closed"),
         ("!", "an empty term"),
         ("=x", "names no arg"),
@@ -164,20 +179,26 @@ def test_a_search_goes_by_the_index_of_what_is_rare(store: Store) -> None:
             plans.extend(row[3] for row in reader._db.execute(f"EXPLAIN QUERY PLAN {sql}", tuple(values)))
             return reader._all(sql, values)
 
-        for text in ("ops", "state:fail", "label:etl,night", "since:3min", "region=eu"):
+        for text in ("ops", "state:fail", "label:etl,night", "alarm:long", "since:3min", "region=eu"):
             plans.append(f"-- {text}")
             terms = parse(text, NOW)
             searching.search(query, terms, 1 << 62, 5, searching.Deadline(1, reader._clock))
     steps = "\n".join(plans)
     assert "SCAN runs\n" not in steps
-    for name in ("job", "state", "labels", "timestamp", "search"):
+    for name in ("job", "state", "labels", "alarms", "timestamp", "search"):
         assert f"USING INDEX runs_{name}" in steps or f"USING COVERING INDEX runs_{name}" in steps
 
 
 def test_a_database_from_before_is_made_searchable(tmp_path: Path) -> None:
     path = tmp_path / "apsis.db"
+    metas = (
+        '{"job":{"labels":["b","a,c"]}}',
+        "{}",
+        "damaged",
+        '{"job":5,"alarms":["long","late"]}',
+    )
     with closing(files.open_database(path, migrations=files.MIGRATIONS[:1])) as db:
-        for number, meta in enumerate(('{"job":{"labels":["b","a,c"]}}', "{}", "damaged", '{"job":5}'), 1):
+        for number, meta in enumerate(metas, 1):
             db.execute(
                 "INSERT INTO runs (number, job_id, args, state, timestamp, rev, times, meta)"
                 " VALUES (?, 'j', '{}', 'success', 5.0, 1, '{}', ?)",
@@ -187,9 +208,10 @@ def test_a_database_from_before_is_made_searchable(tmp_path: Path) -> None:
         assert find(store, 'label:"a,c"') == ["r1"]
         assert find(store, "label:c") == []
         assert find(store, "j state:succ") == ["r4", "r2", "r1"]
+        assert find(store, "alarm:late") == ["r4"]
     with closing(sqlite3.connect(path)) as db:
-        labels = db.execute("SELECT labels FROM runs ORDER BY number").fetchall()
-    assert labels == [(',"a,c","b",',), (None,), (None,), (None,)]
+        found = db.execute("SELECT labels, alarms FROM runs ORDER BY number").fetchall()
+    assert found == [(',"a,c","b",', None), (None, None), (None, None), (None, ',"late","long",')]
 
 
 def test_transitions_leave_the_index_of_searches_alone(store: Store) -> None:

@@ -20,7 +20,7 @@ from storing import opened
 from apsislib.errors import ApsisError
 from apsislib.runs import Note, Owe, Run, Save, SetClock, Settle
 from apsislib.states import State
-from apsislib.store import Archive, DropJob, SaveJob, Store, Version, vacuum
+from apsislib.store import Archive, DropJob, SaveJob, Store, Version, files, vacuum
 
 TABLES = {
     name: f"SELECT {columns} FROM {name} ORDER BY {order}"
@@ -360,7 +360,7 @@ def test_the_file_keeps_its_mode_and_header(tmp_path: Path) -> None:
             store._between(lambda name=name: store._connection().execute(f"PRAGMA {name}").fetchone()[0])
             for name in ("auto_vacuum", "journal_mode", "page_size", "user_version", "synchronous")
         ]
-        assert found == [2, "wal", 4096, 2, 2]
+        assert found == [2, "wal", 4096, len(files.MIGRATIONS), 2]
     (tmp_path / "other.db").touch()
     with pytest.raises(ApsisError):
         Archive(path, tmp_path / "other.db")  # still known as a database of Apsis

@@ -81,7 +81,7 @@ OPERATIONS: dict[str, Operation] = {
         "Runs of all jobs and times, newest first, page by page.",
         "FoundRuns",
         (
-            ("q", TEXT, "terms: JOB ARG=VAL ARG= state:S,S label:L since:T until:T !TERM"),
+            ("q", TEXT, "terms: JOB ARG=VAL ARG= state:S,S label:L alarm:A since:T until:T !TERM"),
             ("job_id", TEXT, "all of a job ID"),
             ("state", _MANY, "one or more states"),
             ("label", TEXT, "one of the job's labels"),

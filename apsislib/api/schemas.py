@@ -60,6 +60,12 @@ _SUMMARY = {
 }
 _SUMMARY_MORE = {
     "alarms": {"type": "array", "minItems": 1, "items": {"enum": ["late", "missed", "long"]}},
+    "reasons": {
+        "type": "object",
+        "description": "why, for each of the alarms: only with them",
+        "properties": {name: TEXT for name in ("late", "missed", "long")},
+        "additionalProperties": False,
+    },
     "expected": {"const": True, "description": "made by a schedule and not begun: not in the database yet"},
     "dependencies": {
         "type": "array",

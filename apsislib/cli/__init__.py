@@ -157,8 +157,8 @@ def add_commands(subparsers: Any, version: str) -> None:
         "search",
         "look for runs in the whole history",
         "A TERM is JOB (a part of the job ID), ARG=VAL (contains), ARG= (is given), state:S1,S2, label:L,"
-        " since:T, until:T, or any of them after ! for the contrary. T is a time, a date, or so long ago"
-        " (2h).",
+        " alarm:A (late, missed, long), since:T, until:T, or any of them after ! for the contrary."
+        " T is a time, a date, or so long ago (2h).",
     )
     add_words(command, "terms", "TERM", "*", "what runs must be like; without any, the newest")
     command.add_argument("-n", "--limit", metavar="N", type=_count, default=100, help="the newest N (100)")

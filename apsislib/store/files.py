@@ -63,8 +63,20 @@ def _make_searchable(db: Connection) -> None:
     db.execute("CREATE INDEX runs_labels ON runs (labels) WHERE labels IS NOT NULL")
 
 
+def _index_alarms(db: Connection) -> None:
+    """Version 3: what runs are called (late, missed, long) in a column with an index."""
+    db.execute("ALTER TABLE runs ADD COLUMN alarms TEXT")
+    db.create_function("packed", 1, lambda text: pack_labels(json.loads(text)), deterministic=True)
+    found = "json_extract(meta, '$.alarms')"
+    db.execute(
+        f"UPDATE runs SET alarms = packed({found})"
+        f" WHERE CASE WHEN json_valid(meta) THEN json_type({found}) = 'array' END"
+    )
+    db.execute("CREATE INDEX runs_alarms ON runs (alarms) WHERE alarms IS NOT NULL")
+
+
 # Step n makes version n out of version n - 1, in a transaction of its own. Steps are only ever added.
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _make_searchable)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _make_searchable, _index_alarms)
 
 
 def run_script(db: Connection, script: str) -> None:

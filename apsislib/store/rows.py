@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apsislib.runs import Run, labels, quoted, run_number
+from apsislib.runs import Run, alarms, labels, quoted, run_number
 from apsislib.states import State
 
 # What a run keeps from its making to its end, and what its transitions change. An update leaves the
@@ -16,10 +16,11 @@ CHANGING = ("state", "timestamp", "rev", "times", "meta", "program", "conds", "a
 
 COLUMNS = ", ".join(FIXED + CHANGING)
 
-# `labels` is for searches alone, and never read.
+# `labels` and `alarms` are for searches alone, and never read.
 SAVE = (
-    f"INSERT INTO runs ({COLUMNS}, labels) VALUES ({', '.join('?' * len(FIXED + CHANGING))}, ?)"
-    f" ON CONFLICT (number) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in CHANGING)}"
+    f"INSERT INTO runs ({COLUMNS}, labels, alarms) VALUES ({', '.join('?' * len(FIXED + CHANGING))}, ?, ?)"
+    " ON CONFLICT (number) DO UPDATE SET"
+    f" {', '.join(f'{name} = excluded.{name}' for name in (*CHANGING, 'alarms'))}"
 )
 
 
@@ -76,11 +77,12 @@ def to_row(run: Run) -> tuple[Any, ...]:
 def to_saved(run: Run) -> tuple[Any, ...]:
     """The values of SAVE."""
     job = run.meta.get("job")
-    return (*to_row(run), pack_labels(labels(job)) if job else None)
+    raised = alarms(run.meta) if "alarms" in run.meta or "reasons" in run.meta else ()
+    return (*to_row(run), pack_labels(labels(job)) if job else None, pack_labels(raised))
 
 
 def pack_labels(names: Iterable[str]) -> str | None:
-    """Labels as one text, in which each stands quoted between commas; None: there are none."""
+    """Labels, or alarms, as one text, in which each stands quoted between commas; None: there are none."""
     packed = ",".join([quoted(name) for name in sorted(names)])
     return f",{packed}," if packed else None
 

@@ -15,7 +15,7 @@ from typing import Any
 from apsislib.clock import Deadline
 from apsislib.runs import quoted
 from apsislib.store.rows import COLUMNS, dump
-from apsislib.terms import ArgHas, JobIs, JobPart, Label, Not, Since, StateIn, Term, Until, lower
+from apsislib.terms import AlarmIn, ArgHas, JobIs, JobPart, Label, Not, Since, StateIn, Term, Until, lower
 
 Query = Callable[[str, Collection[Any]], list[Any]]
 
@@ -157,6 +157,16 @@ def _plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause
         else:
             meant = tuple(s for s in sets if all(f",{quoted(t.label)}," in s for t in labelled))
             ways.append(Way("runs_labels", "labels", meant))
+    alarmed = [term for term in terms if isinstance(term, AlarmIn)]
+    if alarmed:
+        packs = _distinct(query, "alarms", "runs_alarms")
+        if packs is None:
+            clauses += [_clause(term) for term in alarmed]
+        else:
+            meant = tuple(
+                p for p in packs if all(any(f",{quoted(a)}," in p for a in t.alarms) for t in alarmed)
+            )
+            ways.append(Way("runs_alarms", "alarms", meant))
     states = [term.states for term in terms if isinstance(term, StateIn)]
     if states:
         names = sorted(state.value for state in frozenset.intersection(*states))
@@ -185,13 +195,17 @@ def _distinct(query: Query, column: str, index: str) -> list[str] | None:
     return found if len(found) < KINDS else None
 
 
-def _clause(term: JobPart | JobIs | ArgHas | Label) -> Clause:
+def _clause(term: JobPart | JobIs | ArgHas | Label | AlarmIn) -> Clause:
     if isinstance(term, JobPart):
         return Clause("instr(lower(job_id), ?) > 0", (term.text,))
     if isinstance(term, JobIs):
         return Clause("job_id = ?", (term.job_id,))
     if isinstance(term, Label):
         return Clause("labels IS NOT NULL AND instr(labels, ?) > 0", (f",{quoted(term.label)},",))
+    if isinstance(term, AlarmIn):
+        wanted = [f",{quoted(alarm)}," for alarm in sorted(term.alarms)]
+        parts = " OR ".join(["instr(alarms, ?) > 0"] * len(wanted))
+        return Clause(f"alarms IS NOT NULL AND ({parts})", tuple(wanted))
     # First a look at the text, which nearly always decides; json_each() of a damaged row would end the query.
     inside = "SELECT 1 FROM json_each(args) WHERE key = ? AND instr(lower(value), ?) > 0"
     exact: tuple[str, ...] = (term.name, term.text)
