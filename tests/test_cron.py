@@ -7,7 +7,7 @@ from itertools import islice
 
 import pytest
 from croniter import croniter
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from apsislib import cron
@@ -182,6 +182,10 @@ crons = st.builds(
 @given(crons, st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1)))
 def test_dates_and_daytimes_are_those_of_croniter(text, start):
     ours = cron.parse(text)
+    # croniter takes a field that names every value for a star; to crontab only what begins with one is.
+    _, _, days, _, weekdays = text.split()
+    assume(days.startswith("*") or len(ours.monthdays) < 31)
+    assume(weekdays.startswith("*") or len(ours.weekdays) < 7)
     theirs = croniter(text, start.replace(tzinfo=UTC), ret_type=datetime, implement_cron_bug=True)
     expected = [theirs.get_next().replace(tzinfo=None) for _ in range(3)]
     found: list[datetime] = []
