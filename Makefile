@@ -3,7 +3,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check format lint types tests bench clean
+.PHONY: run test check format lint types tests bench chaos clean
+
+SECONDS ?= 60
+SEED ?= 1
 
 run: .venv/installed
 	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent
@@ -28,6 +31,10 @@ tests: .venv/tested
 
 bench: .venv/tested
 	$(BIN)/python benchmarks/run.py
+
+# Kills, freezes, cuts and fills what it can for so long, and counts what came of it (tests/chaos).
+chaos: .venv/tested
+	cd tests && ../$(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,45 @@
+"""Starts the server in this process: `python launch.py OPTIONS serve ...`, OPTIONS being JSON:
+
+ping, silence   seconds, instead of those of agent_server.py, which are for real networks
+slow_commit     seconds by which each commit is slower, to widen the windows that a kill may hit
+plant           the name of a defect to plant (plants.py)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent.parent), str(HERE.parent)]
+
+import agent_server  # noqa: E402
+import apsis  # noqa: E402
+from apsislib.store import store  # noqa: E402
+
+
+def main() -> int:
+    options = json.loads(sys.argv[1])
+    defaults: dict[str, Any] = agent_server.AgentServer.__init__.__kwdefaults__
+    defaults |= {"ping": options.get("ping", 1.0), "silence": options.get("silence", 4.0)}
+    if delay := options.get("slow_commit"):
+        write = store.write
+
+        def slowly(*args: Any) -> Any:
+            time.sleep(delay)
+            return write(*args)
+
+        store.write = slowly
+    if name := options.get("plant"):
+        from chaos import plants
+
+        plants.PLANTS[name]()
+    sys.argv[1:2] = []
+    return apsis.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""What goes wrong and when: a timetable made from a seed, and its execution.
+
+Faults of different things overlap; of the same thing they do not.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import requests
+
+from chaos.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    kind: str
+    target: str  # "server", "a1", "clock", ...
+    at: float  # seconds from the beginning
+    lasts: float = 0.0  # seconds
+    what: int | str = 0  # seconds by which the clock is set and set back, way of a hang
+
+
+@dataclass(slots=True)
+class History:
+    """What the nemesis has done, for the checker to judge what it may excuse."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    killed: set[str] = field(default_factory=set)  # lives of agents: "a1.3"
+    away: dict[str, float] = field(default_factory=dict)  # conn_id -> the longest absence, seconds
+    stopped: set[str] = field(default_factory=set)  # run IDs whose stop was accepted
+    deaths: list[str] = field(default_factory=list)  # of the server, by itself
+
+
+KINDS = {  # kind -> how often
+    "kill server": 5,
+    "end server": 2,
+    "freeze server": 2,
+    "kill agent": 4,
+    "freeze agent": 3,
+    "cut": 4,
+    "hang": 4,
+    "clock": 2,
+    "disk": 2,
+    "stop": 5,
+}
+
+
+def timetable(seed: int, seconds: float, agents: list[str], reconnect: float) -> list[Fault]:
+    """Faults for so many seconds. At least one agent is away for longer than `reconnect`."""
+    chance = random.Random(seed)
+    faults: list[Fault] = []
+    busy: dict[str, float] = {}
+    long = chance.choice(agents)
+    forever = reconnect + 8.0
+    if seconds > forever + 10:
+        at = chance.uniform(3, seconds - forever - 5)
+        faults.append(Fault(chance.choice(("freeze agent", "hang")), long, at, forever, "both"))
+    reserved = [(f.target, f.at, f.at + f.lasts) for f in faults]
+    # A seed plays every kind, and then what it likes.
+    kinds = list(KINDS)
+    chance.shuffle(kinds)
+    now = 2.0
+    while now < seconds - 2:
+        kind = kinds[-1] if kinds else chance.choices(list(KINDS), list(KINDS.values()))[0]
+        target, lasts, what = _details(kind, chance, agents)
+        lasts = min(lasts, seconds - now)
+        free = busy.get(target, 0.0) <= now and not any(
+            t == target and begin - 1 < now + lasts and now < end + 1 for t, begin, end in reserved
+        )
+        if free:
+            kinds = [other for other in kinds if other != kind]
+            busy[target] = now + lasts + 0.5
+            faults.append(Fault(kind, target, now, lasts, what))
+        elif kinds:
+            chance.shuffle(kinds)  # another one may be possible now
+        now += chance.uniform(0.3, 2.5) if free else 0.3
+    return sorted(faults, key=lambda f: f.at)
+
+
+def _details(kind: str, chance: random.Random, agents: list[str]) -> tuple[str, float, int | str]:
+    match kind:
+        case "kill server" | "end server":
+            return "server", chance.choice((0.0, 0.0, chance.uniform(0, 3))), 0
+        case "freeze server":
+            return "server", chance.uniform(0.5, 5), 0
+        case "kill agent":
+            return chance.choice(agents), chance.uniform(0, 3), 0
+        case "freeze agent":
+            return chance.choice(agents), chance.uniform(0.3, 6), 0
+        case "cut":
+            return chance.choice(agents), 0.0, 0
+        case "hang":
+            return chance.choice(agents), chance.uniform(0.5, 8), chance.choice(("both", "up", "down"))
+        case "clock":
+            return "clock", chance.uniform(1, 6), chance.choice((-1, 1)) * chance.randint(3, 30)
+        case "disk":
+            return "disk", chance.uniform(0.5, 4), 0
+    return "operator", 0.0, 0
+
+
+class Nemesis:
+    def __init__(self, world: World, faults: list[Fault], say: Callable[[str], None] = lambda text: None):
+        self.history = History()
+        self._world = world
+        self._faults = faults
+        self._say = say
+        self._agents = {agent.conn_id: agent for agent in world.agents}
+        self._operators: list[threading.Thread] = []
+        self._down = False  # the server is to be down now
+        self._full = False  # the disk is, or has just been
+
+    def rage(self) -> None:
+        """Execute the timetable; at its end all faults are over."""
+        begun = time.monotonic()
+        events: list[tuple[float, int, Fault, bool]] = []
+        for number, fault in enumerate(self._faults):
+            heapq.heappush(events, (fault.at, number, fault, True))
+        while events:
+            at, number, fault, begins = heapq.heappop(events)
+            while (left := begun + at - time.monotonic()) > 0:
+                time.sleep(min(left, 0.2))  # the timetable is kept by the clock
+                self._look_after_server()
+            self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
+            if begins:
+                self.history.counts[fault.kind] += 1
+                self._begin(fault)
+                heapq.heappush(events, (at + fault.lasts, number, fault, False))
+            else:
+                self._end(fault)
+        for operator in self._operators:
+            operator.join()
+
+    def _look_after_server(self) -> None:
+        """Be what a service manager is: it starts again what has ended."""
+        server = self._world.server
+        if not self._down and server is not None and (status := server.poll()) is not None:
+            # On a full disk it may refuse to start, and say so by its status.
+            if not (self._full and status == 1):
+                last = self._world.log().splitlines()[-1:]
+                self.history.deaths.append(f"the server ended by itself with status {status}: {last}")
+            self._world.start_server()
+
+    def _begin(self, fault: Fault) -> None:
+        world = self._world
+        match fault.kind:
+            case "kill server":
+                self._down = True
+                world.kill_server()
+            case "end server":
+                self._down = True
+                assert world.server is not None
+                # One that is only starting has no handler yet: SIGTERM is then a kill.
+                world.server.terminate()
+            case "freeze server":
+                assert world.server is not None
+                world.server.send_signal(signal.SIGSTOP)
+            case "kill agent":
+                agent = self._agents[fault.target]
+                self.history.killed.add(agent.name)
+                agent.kill()
+            case "freeze agent":
+                self._agents[fault.target].signal(signal.SIGSTOP)
+            case "cut":
+                self._agents[fault.target].proxy.cut()
+            case "hang":
+                self._agents[fault.target].proxy.hang(str(fault.what))
+            case "clock":
+                world.clock.set(world.clock.offset + int(fault.what))
+            case "disk":
+                self._full = True
+                world.disk.fill(world.server)
+            case "stop":
+                operator = threading.Thread(target=self._stop_some_run, name="operator")
+                operator.start()
+                self._operators.append(operator)
+        if fault.target in self._agents:
+            away = self.history.away
+            away[fault.target] = max(away.get(fault.target, 0.0), fault.lasts)
+
+    def _end(self, fault: Fault) -> None:
+        world = self._world
+        match fault.kind:
+            case "kill server":
+                world.start_server()
+                self._down = False
+            case "end server":
+                assert world.server is not None
+                status = world.server.wait()
+                if status not in (0, -signal.SIGTERM):
+                    self.history.deaths.append(f"the server, told to end, did so with status {status}")
+                world.start_server()
+                self._down = False
+            case "freeze server":
+                assert world.server is not None
+                world.server.send_signal(signal.SIGCONT)
+            case "kill agent":
+                self._agents[fault.target].start()
+            case "freeze agent":
+                self._agents[fault.target].signal(signal.SIGCONT)
+            case "hang":
+                self._agents[fault.target].proxy.heal()
+            case "clock":
+                world.clock.set(world.clock.offset - int(fault.what))
+            case "disk":
+                world.disk.free(world.server)
+                self._look_after_server()
+                self._full = False
+
+    def _stop_some_run(self) -> None:
+        """An operator stops a run, and trusts the answer."""
+        url = self._world.url
+        try:
+            runs = requests.get(f"{url}/runs", params={"job_id": "long"}, timeout=5).json()["runs"].values()
+            running = [run["run_id"] for run in runs if run["state"] == "running"]
+            if running:
+                run_id = running[-1]
+                if requests.post(f"{url}/runs/{run_id}/stop", timeout=5).status_code == 200:
+                    self.history.stopped.add(run_id)
+        except (requests.RequestException, ValueError, KeyError):
+            pass  # no answer: nothing was promised
