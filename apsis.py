@@ -489,7 +489,7 @@ def complain(error: Exception) -> None:
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
-    from apsislib import cli, offline
+    from apsislib import cli, moving, offline
 
     top = argparse.ArgumentParser(prog=prog, description="Apsis, a job scheduler.")
     cli.add_options(top)
@@ -523,6 +523,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     add.set_defaults(run=create)
 
     offline.add_commands(commands)
+    moving.add_commands(commands)
     commands.add_parser("agent", help="run an agent (see apsis agent --help)", add_help=False)
     cli.add_commands(commands, VERSION)
     return top

@@ -13,7 +13,7 @@ the engine   driver (the lock, the timer, the hands; its __init__.py says more),
              reloads; upkeep; metrics
 edges        api, live, shapes, pages, cli, agent, localagent, links
              (and at the top: programs, agent_server, apsis)
-by hand      offline: what operators do to the database file
+by hand      offline: what operators do to the database file; moving: from other schedulers
 
 tests/test_layers.py holds the table of who may import whom.
 """

@@ -309,6 +309,9 @@ class Scheduler:
                 conds = tuple(conditions.load(c) for c in run.conds)
                 self._waits.enter(run.run_id, Wait(run.number, conds, since=run.times.get("waiting", wall)))
                 self._restore_limit(run, wall, boot)
+            case State.STARTING if doubt := (run.run_state or {}).get("doubt"):
+                # Brought along from a server that did not say beforehand what it would send.
+                self._move(run, State.ERROR, wall, f"error: {doubt}")
             case State.STARTING if not (run.run_state or {}).get("conn_id"):
                 # Nothing can have been sent: the connection is stored before the first byte leaves.
                 self._note(run, wall, "restored: not sent to an agent before the restart")

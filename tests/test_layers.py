@@ -83,6 +83,7 @@ FLOORS = {
     "agent_server": 71,
     # above the edges
     "apsislib.offline": 72,
+    "apsislib.moving": 73,
     # the root
     "apsis": 80,
 }

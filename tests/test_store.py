@@ -562,7 +562,7 @@ def make(path: Path, *statements: str) -> Path:
 def test_a_file_that_is_no_database_of_ours_is_left_alone_and_the_message_says_what_to_do(tmp_path):
     old = make(
         tmp_path / "old.db",
-        *(f"CREATE TABLE {t} (x)" for t in ("clock", "next_run_id", "runs", "run_summary")),
+        *(f"CREATE TABLE {t} (x)" for t in ("clock", "runs", "run_history")),
     )
     archive = make(
         tmp_path / "archive.db", f"PRAGMA application_id = {files.ARCHIVE_ID}", "CREATE TABLE t (x)"
@@ -580,7 +580,7 @@ def test_a_file_that_is_no_database_of_ours_is_left_alone_and_the_message_says_w
     content[100:3000] = b"\xff" * 2900
     damaged.write_bytes(content)
     for path, message in [
-        (old, f"apsis import-db {old} NEW"),
+        (old, f"apsis import-db {old} NEW.db"),
         (archive, "is an archive, not a database"),
         (other, "not of Apsis: set database.path"),
         (text, "not a database.*set database.path"),

@@ -6,6 +6,8 @@ backlog   output that is not on disk yet
 outputs   output as chunks
 vacuum    a compact copy beside the file, that takes its name
 archive   the file that old runs go to
+oldfile   a database of Apsis 2, read
+importing a database that is being made out of it
 pool      read-only connections, lent to threads
 reader    the queries, each by an index
 searching searches of the whole history, as SQL

@@ -23,6 +23,7 @@ from apsislib.errors import ApsisError
 from apsislib.runs import Run, canonical, run_number
 from apsislib.states import State
 from apsislib.store import files
+from apsislib.store.outputs import PIECE, unpacked
 from apsislib.store.reader import Reader
 from apsislib.store.records import Copied, OutputInfo, Version
 from apsislib.store.rows import dump
@@ -69,7 +70,6 @@ COLUMNS = (
     " expected, conds, actions"
 )
 NAMES = {"runs", "run_history", "output"}
-PIECE = 256 * 1024  # bytes of an output in memory at a time
 SPOOL = 1 << 20  # bytes of a compressed output that are kept in memory
 PLAIN = 256  # bytes: compression gains nothing below
 LARGEST = 900_000_000  # bytes; SQLite takes no value of 1 GB, which is what an output is here
@@ -372,30 +372,7 @@ def output(path: Path, run_id: str, output_id: str = "output") -> Iterator[bytes
             raise ApsisError(f"{path} has no output {output_id} of run {run_id}")
         rowid, compression = row
         with db.blobopen("output", "data", rowid, readonly=True) as blob:
-            yield from _unpacked(iter(lambda: blob.read(PIECE), b""), compression)
-
-
-def _unpacked(pieces: Iterator[bytes], compression: str | None) -> Iterator[bytes]:
-    """In pieces of bounded size, also where a few bytes stand for many."""
-    if compression is None:
-        yield from pieces
-    elif compression == "gzip":
-        unpacker = zlib.decompressobj(wbits=31)
-        for piece in pieces:
-            while piece:
-                yield unpacker.decompress(piece, 4 * PIECE)
-                piece = unpacker.unconsumed_tail
-        yield unpacker.flush()
-    elif compression == "br":
-        try:
-            import brotli
-        except ImportError:
-            raise ApsisError(
-                "the output is packed by Brotli: install it with `pip install 'apsis[import]'`"
-            ) from None
-        yield brotli.decompress(b"".join(pieces))
-    else:
-        raise ApsisError(f"unknown compression: {compression}")
+            yield from unpacked(iter(lambda: blob.read(PIECE), b""), compression)
 
 
 def _open(path: Path) -> Connection:

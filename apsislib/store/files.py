@@ -24,7 +24,7 @@ APPLICATION_ID = 0x41505349
 ARCHIVE_ID = 0x41505341
 
 TIMEOUT = 5.0  # s; how long to wait for a lock that somebody else, e.g. the sqlite3 shell, holds
-OLD_TABLES = {"clock", "next_run_id", "run_summary"}  # what only the Apsis before this one had
+OLD_TABLES = {"clock", "runs", "run_history"}  # what databases of Apsis 2 have, of whatever release
 MIN_SQLITE = (3, 37, 0)  # STRICT tables
 
 PAGES_IN_WAL = 4000  # 16 MB; the writer checkpoints at a commit beyond this
@@ -216,7 +216,7 @@ def _judge(db: Connection, path: Path, latest: int) -> None:
         if tables >= OLD_TABLES:
             raise ApsisError(
                 f"{path} was made by an older Apsis and is left as it is: bring its contents into a new"
-                f" file with `apsis import-db {path} NEW` and set database.path to NEW"
+                f" file with `apsis import-db {path} NEW.db` and set database.path to NEW.db"
             )
         if tables or application or version:
             raise ApsisError(f"{path} is a database, but not of Apsis: set database.path to another file")
