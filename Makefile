@@ -26,7 +26,7 @@ lint: .venv/tested
 types: .venv/tested
 	$(BIN)/mypy
 
-tests: .venv/tested
+tests: .venv/tested .venv/procstar/made
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: .venv/tested
@@ -47,4 +47,11 @@ clean:
 
 .venv/tested: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	touch $@
+
+# A server and its agents that are not ours, for our agent to be tried under. Apart from everything else:
+# it needs an older websockets. PYTHONPATH leads there where it is wanted.
+.venv/procstar/made: | .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target .venv/procstar \
+		procstar==0.4.3 websockets==13.1
 	touch $@

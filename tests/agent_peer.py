@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +230,16 @@ class Agent:
         """At the end of a test, with all that it has started and that heeds SIGKILL."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGQUIT)
-            try:
-                self.process.wait(10)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
+            # It would give the server five seconds to fetch what its programs have left.
+            end = time.monotonic() + TIMEOUT
+            while self._has_programs() and time.monotonic() < end:
+                time.sleep(0.01)
+            self.process.kill()
         self.process.communicate()
+
+    def _has_programs(self) -> bool:
+        try:
+            pid = self.process.pid
+            return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+        except OSError:
+            return False
