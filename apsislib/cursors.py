@@ -57,6 +57,15 @@ class Cursors:
             cursor.next = None  # its heap entry is dropped when it comes up
         self._equals.pop(job_id, None)
 
+    def touch(self, job: Job) -> None:
+        """Another definition of the job, with the same schedules: they go on where they are."""
+        for cursor in self._by_job.get(job.job_id, ()):
+            cursor.job = job
+
+    def goes_on(self, cursor: Cursor) -> bool:
+        """Whether it stands for a schedule still: its job was neither removed nor changed."""
+        return cursor in self._by_job.get(cursor.job.job_id, ())
+
     def due(self) -> float | None:
         """The wall instant at which the next occurrence comes within the horizon."""
         while self._heap and self._heap[0][2].next is None:

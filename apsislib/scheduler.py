@@ -201,6 +201,7 @@ class Scheduler:
             self._cursors.add(job, self.clock)
         for job in touched:
             self.jobs[job.job_id] = job
+            self._cursors.touch(job)
 
     def _bind(self, cursor: Cursor, taken: Sequence[tuple[Any, Args, str]]) -> int:
         fresh = [t for t in taken if t[2] not in self._claimed]
@@ -217,7 +218,7 @@ class Scheduler:
     ) -> None:
         """The runs of a Bind effect, in state scheduled. A job that was changed meanwhile takes none."""
         _, cursor, _ = self._binding.pop(token)
-        if self.jobs.get(cursor.job.job_id) is not cursor.job:
+        if not self._cursors.goes_on(cursor):
             return
         for run, note in zip(runs, notes, strict=True):
             self._cursor_of[run.run_id] = cursor

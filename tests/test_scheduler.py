@@ -874,3 +874,14 @@ def test_reports_of_unknown_runs_are_ignored(sim: Sim) -> None:
 
 def test_finished_states_are_those_without_a_way_out() -> None:
     assert {s for s, nexts in TRANSITIONS.items() if not nexts} == FINISHED
+
+
+def test_after_a_reload_of_metadata_alone_the_schedule_goes_on(sim: Sim) -> None:
+    job = sim.add_job("tick", Every(3600))
+    sim.run_for(60)
+    new = replace(job, metadata={"labels": ["new"]})
+    sim.jobs["tick"] = new
+    sim.kernel.change_jobs((), (), [new])
+    assert len(sim.expected("tick")) == 24  # those stay
+    sim.run_for(30 * 3600)
+    assert len(sim.started("tick")) == 31
