@@ -7,7 +7,7 @@ records      runs, terms (searches)
 rules        schedules (cron, timetables, stops, previews), conditions, actions,
              expectations
 files        jobs, config, binding
-the kernel   scheduler (alarms, cursors, waits): pure
+the kernel   scheduler: pure; its __init__.py names its rooms
 machinery    store, feeds, wire, sockets
 the engine   driver (the lock, the timer, the hands; its __init__.py says more), outside,
              reloads; upkeep; metrics

@@ -21,6 +21,7 @@ class Bound:
     conds: tuple[Json, ...]
     actions: tuple[Json, ...]
     limits: Limits
+    judged: tuple[Any, ...]  # the conditions that `conds` is the JSON of
 
 
 def check_args(job: Job, args: Args) -> None:
@@ -53,6 +54,7 @@ def bind(
         return templates.expand(text, names)
 
     to = Binding(job, args, run_id or "r0", expand, find_job)
-    conds = tuple(c.bind(to).to_json() for c in job.conditions if c.enabled(expand))
+    judged = tuple(c.bind(to) for c in job.conditions if c.enabled(expand))
+    conds = tuple(c.to_json() for c in judged)
     program = job.program.bind(expand)
-    return Bound(program.to_json(), conds, tuple(a.to_json() for a in job.actions), program.limits())
+    return Bound(program.to_json(), conds, tuple(a.to_json() for a in job.actions), program.limits(), judged)

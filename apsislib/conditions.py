@@ -12,26 +12,19 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from apsislib.errors import BadRequest, FieldError
-from apsislib.runs import Args, Job, Json, Run, canonical, instance
+from apsislib.runs import Args, Job, Json, Run, canonical, instance, record
 from apsislib.states import FINISHED, TRANSITIONS, State, reachable
 
-Key = tuple[str, ...]
 RunKey = tuple[str, str]  # job ID, canonical args
+# What may change a verdict: a run of the instance enters one of these states; None: one of its slots is
+# free. Those that wait for a slot are a queue.
+Key = tuple[RunKey, frozenset[State] | None]
 Expand = Callable[[str], str]
 FindJob = Callable[[str], Job]
 
 ORDER = tuple(State)  # lifecycle order, for texts
 OCCUPYING = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
-
-
-def ended_key(key: RunKey, state: State) -> Key:
-    """Touched when a run of `key` enters `state`."""
-    return ("state", key[0], key[1], state)
-
-
-def slots_key(key: RunKey) -> Key:
-    """Touched when a run of `key` leaves starting, running and stopping. Its waiters are a queue."""
-    return ("slots", key[0], key[1])
+ANY = frozenset(State)
 
 
 class View(Protocol):
@@ -50,10 +43,10 @@ class View(Protocol):
         """A schedule of the job will make such a run beyond the horizon."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Verdict:
     holds: bool
-    reason: str = ""
+    reason: str = ""  # said if it moves the run; else Bound.why is asked, when somebody looks
     keys: tuple[Key, ...] = ()
     move: State | None = None  # the run is to go there instead of waiting
     lookup: RunKey | None = None  # its outcomes have to be looked up first
@@ -73,64 +66,84 @@ class Bound(Protocol):
         """Once it holds it holds for ever."""
 
     def judge(self, run: Run, view: View) -> Verdict: ...
+
+    def why(self, view: View) -> str:
+        """Why it does not hold, as things are; empty if that is known from elsewhere, or it does hold."""
+
     def to_json(self) -> dict[str, Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class BoundDependency:
-    """Holds once any run of exactly this instance is in one of `states`, however old."""
+@record
+class _About:
+    """A condition about the runs of an instance."""
 
     job_id: str
     args: Args
+    key: RunKey = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.job_id, canonical(self.args)  # type: ignore[misc]
+
+
+@record
+class BoundDependency(_About):
+    """Holds once any run of exactly this instance is in one of `states`, however old."""
+
     states: frozenset[State]
     exist: frozenset[State] | None = None
     monotonic: ClassVar[bool] = True
 
     def judge(self, run: Run, view: View) -> Verdict:
-        key = (self.job_id, canonical(self.args))
-        live = {r.state for r in view.live(key)}
-        if live & self.states:
-            return HOLDS
-        watched = self.states if self.exist is None else frozenset(State)
-        keys = tuple(ended_key(key, s) for s in ORDER if s in watched)
+        key, states, exist = self.key, self.states, self.exist
+        live = [r.state for r in view.live(key)]
+        for state in live:
+            if state in states:
+                return HOLDS
+        keys = ((key, states if exist is None else ANY),)
         ended = view.ended(key)
         if ended is None:
-            return Verdict(False, f"looking up runs of {instance(self.job_id, self.args)}", keys, lookup=key)
-        if ended & self.states:
+            return Verdict(False, "", keys, None, key)
+        if not states.isdisjoint(ended):
             return HOLDS
-        name = instance(self.job_id, self.args)
-        if self.exist is not None and not (live | ended) & self.exist:
-            planned = State.SCHEDULED in self.exist and view.planned(key)
+        if exist is not None and exist.isdisjoint(live) and exist.isdisjoint(ended):
+            planned = State.SCHEDULED in exist and view.planned(key)
             if not planned:
-                among = "|".join(s for s in ORDER if s in self.exist)
-                return Verdict(False, f"no dependency {name} exists in {among}", keys, move=State.ERROR)
-        found = sorted(live | ended, key=ORDER.index)
-        return Verdict(False, f"{name} is {', '.join(found)}" if found else f"no run of {name} yet", keys)
+                among = "|".join(s for s in ORDER if s in exist)
+                text = f"no dependency {instance(self.job_id, self.args)} exists in {among}"
+                return Verdict(False, text, keys, State.ERROR)
+        return Verdict(False, "", keys)
+
+    def why(self, view: View) -> str:
+        name, ended = instance(self.job_id, self.args), view.ended(self.key)
+        found = {r.state for r in view.live(self.key)} | (ended or set())
+        if found & self.states:
+            return ""
+        if ended is None:
+            return f"looking up runs of {name}"
+        said = ", ".join(state for state in ORDER if state in found)
+        return f"{name} is {said}" if said else f"no run of {name} yet"
 
     def to_json(self) -> dict[str, Any]:
         return _dependency_json(self.job_id, self.args, self.states, self.exist)
 
 
-@dataclass(frozen=True, slots=True)
-class BoundMaxRunning:
+@record
+class BoundMaxRunning(_About):
     """Holds while fewer than `count` runs of the job with these args occupy a slot.
 
     `stopping` counts: the program is still there. Upstream does not count it.
     """
 
     count: int
-    job_id: str
-    args: Args
     monotonic: ClassVar[bool] = False
 
     def judge(self, run: Run, view: View) -> Verdict:
-        key = (self.job_id, canonical(self.args))
-        taken = view.occupied(key)
-        if taken < self.count:
-            return HOLDS
-        return Verdict(
-            False, f"{taken} of {self.count} running: {instance(self.job_id, self.args)}", (slots_key(key),)
-        )
+        return HOLDS if view.occupied(self.key) < self.count else Verdict(False, "", ((self.key, None),))
+
+    def why(self, view: View) -> str:
+        taken = view.occupied(self.key)
+        name = instance(self.job_id, self.args)
+        return f"{taken} of {self.count} running: {name}" if taken >= self.count else ""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -142,8 +155,8 @@ class BoundMaxRunning:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class BoundSkipDuplicate:
+@record
+class BoundSkipDuplicate(_About):
     """Never blocks: moves the run to `target` if another run of the instance is in a check state.
 
     Among runs that wait alike the oldest goes on: a waiting run is a duplicate only of an older one.
@@ -151,13 +164,11 @@ class BoundSkipDuplicate:
 
     check_states: frozenset[State]
     target: State
-    job_id: str
-    args: Args
     run_id: str
     monotonic: ClassVar[bool] = False
 
     def judge(self, run: Run, view: View) -> Verdict:
-        for other in view.live((self.job_id, canonical(self.args))):
+        for other in view.live(self.key):
             if other.run_id == run.run_id or other.state not in self.check_states:
                 continue
             if other.state in (State.SCHEDULED, State.WAITING) and other.number > run.number:
@@ -165,6 +176,9 @@ class BoundSkipDuplicate:
             reason = f"transitioning to {self.target} because {other.run_id} {other.state}"
             return Verdict(False, reason, move=self.target)
         return HOLDS
+
+    def why(self, view: View) -> str:
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         among = [s.value for s in ORDER if s in self.check_states]
@@ -178,19 +192,22 @@ class BoundSkipDuplicate:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundConst:
     value: bool
     monotonic: ClassVar[bool] = True
 
     def judge(self, run: Run, view: View) -> Verdict:
-        return HOLDS if self.value else Verdict(False, "constant false: waits until started by hand")
+        return HOLDS if self.value else Verdict(False)
+
+    def why(self, view: View) -> str:
+        return "" if self.value else "constant false: waits until started by hand"
 
     def to_json(self) -> dict[str, Any]:
         return {"type": "const", "value": self.value, "str": f"const {str(self.value).lower()}"}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BoundOwn:
     """A condition of a user's class, which is asked off the lock: extensions.py says how."""
 
@@ -201,6 +218,9 @@ class BoundOwn:
 
     def judge(self, run: Run, view: View) -> Verdict:
         return Verdict(False, f"asking {self.path}")
+
+    def why(self, view: View) -> str:
+        return ""
 
     def to_json(self) -> dict[str, Any]:
         keys = "".join(f" {key}={value}" for key, value in self.config.items())
@@ -217,9 +237,9 @@ def about(cond: Bound) -> tuple[RunKey, frozenset[State]] | None:
     """Which unfinished runs a condition that does not hold waits for: of what instance, in what states."""
     match cond:
         case BoundDependency():
-            return (cond.job_id, canonical(cond.args)), frozenset(State) - FINISHED
+            return cond.key, ANY - FINISHED
         case BoundMaxRunning():
-            return (cond.job_id, canonical(cond.args)), OCCUPYING
+            return cond.key, OCCUPYING
     return None
 
 
@@ -235,11 +255,11 @@ def load(json: Json) -> Bound:
                 None if exist is None else _states(exist, "exist"),
             )
         case "apsis.cond.max_running.BoundMaxRunning":
-            return BoundMaxRunning(int(json["count"]), json["job_id"], json["args"])
+            return BoundMaxRunning(json["job_id"], json["args"], int(json["count"]))
         case "apsis.cond.skip_duplicate.BoundSkipDuplicate":
             job_id, args = json["instance"]
             check = _states(json["check_states"], "check_states")
-            return BoundSkipDuplicate(check, State(json["target_state"]), job_id, args, json["run_id"])
+            return BoundSkipDuplicate(job_id, args, check, State(json["target_state"]), json["run_id"])
         case "const":
             return BoundConst(bool(json["value"]))
         case str(kind) if "config" in json:
@@ -326,7 +346,7 @@ class MaxRunning:
             raise BadRequest(f"max_running: count is not a whole number: {text!r}") from None
         if count < 1:
             raise BadRequest(f"max_running: count must be at least 1, or nothing ever runs: {count}")
-        return BoundMaxRunning(count, self.job_id or to.job.job_id, dict(to.args))
+        return BoundMaxRunning(self.job_id or to.job.job_id, dict(to.args), count)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -345,7 +365,7 @@ class SkipDuplicate:
     enabled: Enabled = Enabled()
 
     def bind(self, to: Binding) -> BoundSkipDuplicate:
-        return BoundSkipDuplicate(self.check_states, self.target, to.job.job_id, dict(to.args), to.run_id)
+        return BoundSkipDuplicate(to.job.job_id, dict(to.args), self.check_states, self.target, to.run_id)
 
     def to_json(self) -> dict[str, Any]:
         return {

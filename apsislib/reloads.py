@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from apsislib.cursors import Cursors
 from apsislib.jobs import Diff
 from apsislib.runs import Args, Job, Occurrence, Run, canonical
+from apsislib.scheduler.cursors import Cursors
 from apsislib.times import format_time
 
 SHOWN = 1000  # runs of each list; the counts tell of all

@@ -22,7 +22,7 @@ Json = Mapping[str, Any]
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def record(cls: type[T]) -> type[T]:
     """A frozen dataclass with slots, as the type checker sees it.
 
@@ -32,7 +32,7 @@ def record(cls: type[T]) -> type[T]:
     return dataclass(slots=True)(cls)
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
 def open_record(cls: type[T]) -> type[T]:
     """The same without slots, for a record that is copied a lot."""
     return dataclass(cls)
@@ -109,6 +109,9 @@ class Occurrence:
     args: Args
     stop: float | None = None  # instant at which the run is to be stopped
     note: str | None = None  # said in the run log, e.g. that the wall time was shifted out of a DST gap
+
+
+Taken = tuple[Occurrence, Args, str]  # with the args cut to the job's params, and its identity
 
 
 class Schedule(Protocol):
@@ -199,6 +202,8 @@ class Run:
     rev: int = 0
     # Not stored: worked out from the program when the run is made or read.
     limits: Limits = field(default_factory=Limits, compare=False)
+    # Not stored: `conds` as conditions.Bound, where binding has just made them.
+    judged: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
 
     key = _Key()  # (job ID, canonical args): what conditions compare
 
@@ -454,7 +459,7 @@ class Bind:
 
     token: int  # to be given back to Scheduler.expect
     job: Job
-    occurrences: tuple[tuple[Occurrence, Args, str], ...]  # with args cut to the job's params, and identity
+    occurrences: tuple[Taken, ...]
 
 
 Effect = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -283,7 +282,7 @@ class Sim:
         live = [r for r in self.rows.values() if r.state not in FINISHED]
         limits = {j: self.programs[j].limits() for j in self.jobs}
         self.kernel.restore(
-            [replace(r, limits=limits[r.job_id]) for r in live], self.clock.wall(), self.clock.boot()
+            [r.but(limits=limits[r.job_id], judged=None) for r in live], self.clock.wall(), self.clock.boot()
         )
         for owe in list(self.owed.values()):
             self._do_action(owe)
@@ -341,6 +340,7 @@ class Sim:
             occurrence,
             cause,
             limits=bound.limits,
+            judged=bound.judged,
         )
 
     def _find_job(self, job_id: str) -> Job:

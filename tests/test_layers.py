@@ -54,10 +54,7 @@ FLOORS = {
     "apsislib.jobs": 31,
     "apsislib.config": 31,
     # the kernel
-    "apsislib.alarms": 40,
-    "apsislib.cursors": 40,
-    "apsislib.waits": 40,
-    "apsislib.scheduler": 41,
+    "apsislib.scheduler": 40,
     # machinery
     "apsislib.store": 50,
     "apsislib.feeds": 50,
@@ -92,9 +89,6 @@ ASIDE = {("apsislib.config", "apsislib.yamlio")}
 # Never, though the floors would allow it.
 NEVER = {
     "apsislib.scheduler": {"apsislib.clock", "apsislib.yamlio", "apsislib.templates", "apsislib.jobs"},
-    "apsislib.alarms": {"apsislib.clock", "apsislib.jobs"},
-    "apsislib.cursors": {"apsislib.clock", "apsislib.jobs"},
-    "apsislib.waits": {"apsislib.clock", "apsislib.jobs"},
     "apsislib.runs": {"apsislib.clock", "apsislib.yamlio", "apsislib.templates"},
     "apsislib.conditions": {"apsislib.clock", "apsislib.yamlio", "apsislib.templates"},
     "apsislib.actions": {"apsislib.clock", "apsislib.yamlio", "apsislib.templates"},
@@ -136,9 +130,8 @@ PURE += (
     "apsislib.timetables",
     "apsislib.stops",
     "apsislib.scheduler",
-    "apsislib.alarms",
 )
-PURE += ("apsislib.cursors", "apsislib.waits", "apsislib.errors", "apsislib.states")
+PURE += ("apsislib.errors", "apsislib.states")
 IMPURE = {"threading", "sqlite3", "socket", "logging", "time", "os", "queue", "select", "subprocess"}
 
 

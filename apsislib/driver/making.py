@@ -168,6 +168,7 @@ class Making:
             conds=bound.conds,
             actions=bound.actions,
             limits=bound.limits,
+            judged=bound.judged,
             meta={"job": {"labels": labels(job)}},
         )
         if job.expect is not None:

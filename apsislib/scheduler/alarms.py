@@ -7,22 +7,20 @@ comes up, and a heap that is mostly stale is rebuilt.
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
 
 from apsislib.runs import Alarm
 
-_WALL = (Alarm.DUE, Alarm.STOP, Alarm.LATE, Alarm.MISSED)
-_Entry = tuple[float, int, str, Alarm]
-_NONE: dict[Alarm, tuple[int, float]] = {}
+_WALL = frozenset((Alarm.DUE, Alarm.STOP, Alarm.LATE, Alarm.MISSED))
+_Entry = tuple[float, int, str, Alarm]  # when, seq, run ID, kind
+_NONE: dict[Alarm, _Entry] = {}
 
 
 class Alarms:
     def __init__(self) -> None:
         self._wall: list[_Entry] = []
         self._boot: list[_Entry] = []
-        # By run: the live entry of each kind, (seq, when).
-        self._armed: dict[str, dict[Alarm, tuple[int, float]]] = {}
+        self._armed: dict[str, dict[Alarm, _Entry]] = {}  # by run: the live entry of each kind
         self._seq = 0  # breaks ties in order of arming, so that nothing else is ever compared
 
     def __len__(self) -> int:
@@ -36,40 +34,44 @@ class Alarms:
     def arm(self, run_id: str, kind: Alarm, when: float) -> None:
         """Wake the run at `when`; replaces its earlier alarm of this kind, and of no other."""
         self._seq += 1
+        entry = when, self._seq, run_id, kind
         mine = self._armed.get(run_id)
         if mine is None:
-            mine = self._armed[run_id] = {}
-        mine[kind] = (self._seq, when)
-        heap = self._wall if kind in _WALL else self._boot
-        heapq.heappush(heap, (when, self._seq, run_id, kind))
+            self._armed[run_id] = {kind: entry}
+        else:
+            mine[kind] = entry
+        heappush(self._wall if kind in _WALL else self._boot, entry)
 
-    def disarm(self, run_id: str, kinds: Iterable[Alarm] | None = None) -> None:
-        """Forget the run's alarms of these kinds; of all, if none are named."""
+    def disarm(self, run_id: str, *kinds: Alarm) -> None:
+        """Forget the run's alarms of these kinds."""
         mine = self._armed.get(run_id)
-        if mine is None:
-            return
-        for kind in kinds or ():
-            mine.pop(kind, None)
-        if kinds is None or not mine:
-            del self._armed[run_id]
+        if mine is not None:
+            for kind in kinds:
+                mine.pop(kind, None)
+            if not mine:
+                del self._armed[run_id]
+
+    def forget(self, run_id: str) -> None:
+        """All alarms of the run."""
+        self._armed.pop(run_id, None)
 
     def armed(self, run_id: str, kind: Alarm) -> float | None:
         found = self._armed.get(run_id, _NONE).get(kind)
-        return None if found is None else found[1]
-
-    def _is_live(self, entry: _Entry) -> bool:
-        _, seq, run_id, kind = entry
-        found = self._armed.get(run_id, _NONE).get(kind)
-        return found is not None and found[0] == seq
+        return None if found is None else found[0]
 
     def pop(self, wall: float, boot: float) -> tuple[str, Alarm, float] | None:
         """The next live alarm that is due, disarmed: (run ID, kind, when); None if none is."""
+        armed = self._armed
         for heap, now in ((self._wall, wall), (self._boot, boot)):
             while heap and heap[0][0] <= now:
-                entry = heapq.heappop(heap)
-                if self._is_live(entry):
-                    when, _, run_id, kind = entry
-                    self.disarm(run_id, (kind,))
+                entry = heappop(heap)
+                when, _, run_id, kind = entry
+                mine = armed.get(run_id, _NONE)
+                if mine.get(kind) is entry:
+                    if len(mine) > 1:
+                        del mine[kind]
+                    else:
+                        del armed[run_id]
                     return run_id, kind, when
         self._tidy()
         return None
@@ -78,14 +80,20 @@ class Alarms:
         """The next live wall instant and boot instant."""
         return self._top(self._wall), self._top(self._boot)
 
+    def next_wall(self) -> float | None:
+        return self._top(self._wall)
+
     def _top(self, heap: list[_Entry]) -> float | None:
-        while heap and not self._is_live(heap[0]):
-            heapq.heappop(heap)
-        return heap[0][0] if heap else None
+        while heap:
+            entry = heap[0]
+            if self._armed.get(entry[2], _NONE).get(entry[3]) is entry:
+                return entry[0]
+            heappop(heap)
+        return None
 
     def _tidy(self) -> None:
         # A run has one alarm as a rule, so that runs do for alarms here.
-        if self.heaped > 2 * len(self._armed) + 1000:
+        if len(self._wall) + len(self._boot) > 2 * len(self._armed) + 1000:
             for heap in (self._wall, self._boot):
-                heap[:] = [entry for entry in heap if self._is_live(entry)]
-                heapq.heapify(heap)
+                heap[:] = [e for e in heap if self._armed.get(e[2], _NONE).get(e[3]) is e]
+                heapify(heap)

@@ -1,8 +1,8 @@
 """Who waits for what, and what is known of runs that have ended.
 
-A waiter is filed under the keys that its verdict named. Touching a key makes its waiters ready to
-be judged again; a slots key wakes only the head of its queue, so that a limit with ten thousand
-waiters costs each completion no more than one with ten.
+A waiter is filed under what its verdict named: an instance, and the states that a run of it may enter.
+One that waits for a slot of an instance stands in its queue, of which only the head is woken, so that a
+limit with ten thousand waiters costs each completion no more than one with ten.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class Wait:
 class Waits:
     def __init__(self) -> None:
         self._waits: dict[str, Wait] = {}
-        self._filed: dict[Key, dict[str, None]] = {}
-        self._queues: dict[Key, list[tuple[int, str]]] = {}  # slots keys: heaps; may hold who has left
+        self._filed: dict[RunKey, dict[str, frozenset[State]]] = {}
+        self._queues: dict[RunKey, list[tuple[int, str]]] = {}  # heaps; may hold who has left
         self._ready: deque[str] = deque()
         self._is_ready: set[str] = set()
 
-    def __len__(self) -> int:
-        return len(self._waits)
+    def __bool__(self) -> bool:
+        return bool(self._waits)
 
     def get(self, run_id: str) -> Wait | None:
         return self._waits.get(run_id)
@@ -62,11 +62,11 @@ class Waits:
         """Judge it again when one of `keys` is touched."""
         wait = self._waits[run_id]
         wait.keys = keys
-        for key in keys:
-            if key[0] == "slots":
+        for key, states in keys:
+            if states is None:
                 heapq.heappush(self._queues.setdefault(key, []), (wait.number, run_id))
             else:
-                self._filed.setdefault(key, {})[run_id] = None
+                self._filed.setdefault(key, {})[run_id] = states
 
     def take(self, run_id: str) -> tuple[Wait, tuple[Key, ...]]:
         """The wait of a run that is about to be judged, and the keys that it was filed under till now."""
@@ -79,30 +79,35 @@ class Waits:
         Not before: two heads that both find no slot would wake each other for ever.
         """
         for key in keys:
-            if key[0] == "slots" and (wait is None or key not in wait.keys):
-                head = self.head(key)
-                if head is not None:
-                    self.wake(head)
+            if key[1] is None and (wait is None or key not in wait.keys):
+                self.touch_slots(key[0])
 
     def wake(self, run_id: str) -> None:
         if run_id not in self._is_ready:
             self._is_ready.add(run_id)
             self._ready.append(run_id)
 
-    def touch(self, key: Key) -> None:
-        for run_id in self._filed.get(key, ()):
-            self.wake(run_id)
+    def touch(self, key: RunKey, state: State | None) -> None:
+        """A run of this instance has entered `state`; None: all may be different."""
+        filed = self._filed.get(key)
+        if filed:
+            for run_id, states in filed.items():
+                if state is None or state in states:
+                    self.wake(run_id)
+
+    def touch_slots(self, key: RunKey) -> None:
+        """A slot of this instance may be free."""
         if key in self._queues:
             head = self.head(key)
             if head is not None:
                 self.wake(head)
 
-    def head(self, key: Key) -> str | None:
-        """The oldest waiter of a slots key."""
+    def head(self, key: RunKey) -> str | None:
+        """The oldest that waits for a slot of this instance."""
         queue = self._queues.get(key)
         while queue:
             wait = self._waits.get(queue[0][1])
-            if wait is not None and key in wait.keys:
+            if wait is not None and (key, None) in wait.keys:
                 return queue[0][1]
             heapq.heappop(queue)
         self._queues.pop(key, None)
@@ -122,8 +127,8 @@ class Waits:
 
     def _unfile(self, run_id: str, wait: Wait) -> tuple[Key, ...]:
         keys, wait.keys = wait.keys, ()
-        for key in keys:
-            if key[0] != "slots":  # from a queue it is dropped when it comes up
+        for key, states in keys:
+            if states is not None:  # from a queue it is dropped when it comes up
                 filed = self._filed[key]
                 del filed[run_id]
                 if not filed:

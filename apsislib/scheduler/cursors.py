@@ -39,7 +39,7 @@ class Cursors:
         self._by_job: dict[str, list[Cursor]] = {}
         self._equals: dict[str, _Equals] = {}
         self._seq = 0
-        self.failures: list[str] = []  # schedules of users' classes that raised, for the log
+        self._failures: list[str] = []  # schedules of users' classes that raised, for the log
 
     def add(self, job: Job, start: float) -> None:
         """Stand before the first occurrences at or after `start` of the job's enabled schedules."""
@@ -115,7 +115,12 @@ class Cursors:
         except Exception as error:  # of a user's class, which may raise anything: it ends there
             cursor.next = None
             text = f"{type(error).__name__}: {error}"
-            self.failures.append(f"a schedule of job {cursor.job.job_id} ends, as it failed: {text}")
+            self._failures.append(f"a schedule of job {cursor.job.job_id} ends, as it failed: {text}")
+
+    def take_failures(self) -> list[str]:
+        """What went wrong in schedules since the last call, for the log."""
+        found, self._failures = self._failures, []
+        return found
 
     def plans(self, job_id: str, args: Args, look: int = 200) -> bool:
         """Whether a schedule makes such a run among the next `look` occurrences not handed out yet."""

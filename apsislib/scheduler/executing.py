@@ -1,0 +1,171 @@
+"""From *starting* to the end: what programs report, what operators ask, what takes too long."""
+
+from __future__ import annotations
+
+from apsislib.runs import (
+    Alarm,
+    Back,
+    Finished,
+    Forget,
+    Json,
+    Launch,
+    Launched,
+    Lost,
+    Output,
+    Placed,
+    Remark,
+    Report,
+    Run,
+    Running,
+    Send,
+    Signal,
+    Unplaced,
+    Update,
+    signal_name,
+)
+from apsislib.scheduler import lateness
+from apsislib.scheduler.ledger import Ledger, keep
+from apsislib.states import State
+
+SIGKILL = 9
+
+
+class Executing:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._alarms = ledger.alarms
+
+    def begin(self, run: Run, wall: float, boot: float) -> None:
+        """Nothing is in the way: have its program started."""
+        ledger = self._ledger
+        run = ledger.move(run, State.STARTING, wall)
+        if run.limits.start_timeout is not None:
+            run = ledger.arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
+        ledger.outbox.append(Launch(run))
+
+    # -- what programs report ------------------------------------------------------------------------
+
+    def report(self, run: Run, report: Report, wall: float, boot: float) -> None:
+        """A program's word on its run, which has not ended."""
+        ledger, alarms, run_id = self._ledger, self._alarms, run.run_id
+        match report:
+            case Finished():
+                self._finish(run, report, wall)
+            case Running() if run.state is State.STARTING:
+                self._run(run, report, wall, boot)
+            case Running(wake=wake) if wake is not None:  # reconnected after a restart
+                alarms.arm(run_id, Alarm.WAKE, boot + wake)
+            case Launched(run_state, meta) if run.state is State.STARTING:
+                self._store_state(run.but(meta={**run.meta, "program": meta}), run_state)
+            case Placed(run_state) if run.state is State.STARTING:
+                alarms.disarm(run_id, Alarm.START)
+                run = self._store_state(run, run_state)
+                ledger.outbox.append(Send(run))
+            case Unplaced(reason) if run.state is State.STARTING:
+                alarms.disarm(run_id, Alarm.RECONNECT)
+                rest = {k: v for k, v in (run.run_state or {}).items() if k != "conn_id"}
+                run = self._store_state(run, rest)
+                run = ledger.arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
+                ledger.note(run, wall, reason)
+                ledger.outbox.append(Launch(run))
+            case Update(meta):
+                ledger.alter(run.but(meta={**run.meta, "program": meta}))
+            case Lost(conn_id) if conn_id == (run.run_state or {}).get("conn_id"):
+                if alarms.armed(run_id, Alarm.RECONNECT) is None:
+                    ledger.note(run, wall, f"agent {conn_id} is away")
+                    ledger.arm(run, Alarm.RECONNECT, run.limits.reconnect_timeout, wall, boot)
+            case Back(conn_id):
+                if alarms.armed(run_id, Alarm.RECONNECT) is not None:
+                    ledger.note(run, wall, f"agent {conn_id} is back")
+                    alarms.disarm(run_id, Alarm.RECONNECT)
+            case Remark(message):
+                ledger.note(run, wall, message)
+            case _:
+                pass  # e.g. a second Running
+
+    def _run(self, run: Run, report: Running, wall: float, boot: float) -> None:
+        ledger, alarms, run_id = self._ledger, self._alarms, run.run_id
+        asked = run.run_state and run.run_state.get("stop_asked")
+        meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
+        run_state = keep(run, report.run_state or run.run_state)
+        run = ledger.move(run, State.RUNNING, wall, meta=meta, run_state=run_state)
+        alarms.disarm(run_id, Alarm.START, Alarm.RECONNECT)
+        if run.limits.timeout is not None:
+            run = ledger.arm(run, Alarm.TIMEOUT, run.limits.timeout, wall, boot)
+        lateness.watch_long(alarms, run, boot)
+        if report.wake is not None:
+            alarms.arm(run_id, Alarm.WAKE, boot + report.wake)
+        stop = run.times.get("stop")
+        if asked or (stop is not None and stop <= wall):
+            self.stop(run, wall, boot)
+        elif stop is not None:
+            alarms.arm(run_id, Alarm.STOP, stop)
+
+    def _finish(self, run: Run, report: Finished, wall: float) -> None:
+        state = report.state
+        if run.state is State.STARTING and state is not State.ERROR:
+            state = State.ERROR  # it never ran
+        meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
+        if report.output is not None:
+            self._ledger.outbox.append(Output(run.run_id, report.output))
+        text = f"{state}: {report.message}" if report.message else None
+        ended = self._ledger.move(run, state, wall, text, meta=meta)
+        self._ledger.outbox.append(Forget(ended.but(run_state=run.run_state)))
+
+    def _store_state(self, run: Run, run_state: Json) -> Run:
+        return self._ledger.alter(run.but(run_state=keep(run, run_state)))
+
+    # -- stops, signals, timeouts ----------------------------------------------------------------------
+
+    def stop(self, run: Run, wall: float, boot: float) -> Run:
+        """It runs, and is to end."""
+        run = self._ledger.move(run, State.STOPPING, wall)
+        # A timeout that comes up during a stop is void: the grace period ends the run sooner or later.
+        self._alarms.disarm(run.run_id, Alarm.STOP, Alarm.TIMEOUT)
+        run = self.signal(run, run.limits.stop_signal, wall, stop=True)
+        return self._ledger.arm(run, Alarm.GRACE, run.limits.grace, wall, boot)
+
+    def stop_start(self, run: Run, wall: float) -> None:
+        """It is starting, and is to end."""
+        if (run.run_state or {}).get("conn_id"):
+            # It may be running by now: it is stopped as soon as the agent says so.
+            self._store_state(run, {**(run.run_state or {}), "stop_asked": True})
+            self._ledger.note(run, wall, "to be stopped as soon as it runs")
+        else:
+            self._ledger.move(run, State.SKIPPED, wall, "skipped: stopped before it was sent to an agent")
+            self._ledger.outbox.append(Forget(run))
+
+    def signal(self, run: Run, signum: int, wall: float, stop: bool) -> Run:
+        name = signal_name(signum)
+        if stop:
+            sent = [*((run.run_state or {}).get("signals") or ()), name]
+            run = self._store_state(run, {**(run.run_state or {}), "signals": sent})
+        self._ledger.note(run, wall, f"sending {name}")
+        self._ledger.outbox.append(Signal(run, signum, stop))
+        return run
+
+    def kill(self, run: Run, wall: float) -> None:
+        """Its grace period is over."""
+        self.signal(run, SIGKILL, wall, stop=True)
+
+    def time_out(self, run: Run, wall: float, boot: float) -> None:
+        """It has been running for too long."""
+        limits = run.limits
+        seconds = limits.timeout or 0.0
+        run = run.but(run_state=keep(run, {**(run.run_state or {}), "timed_out": seconds}))
+        self._ledger.runs[run.run_id] = run  # its row follows with the signal
+        self._ledger.note(run, wall, f"timeout after {seconds:g} s")
+        run = self.signal(run, limits.timeout_signal, wall, stop=True)
+        self._ledger.arm(run, Alarm.GRACE, limits.grace, wall, boot)
+
+    def start_timed_out(self, run: Run, wall: float) -> None:
+        group = (run.program or {}).get("group_id", "default")
+        text = f"error: start failed: no connected agent in group: {group}"
+        self._ledger.move(run, State.ERROR, wall, text)
+
+    def reconnect_timed_out(self, run: Run, wall: float) -> None:
+        conn_id = (run.run_state or {}).get("conn_id")
+        told = ": may have started" if run.state is State.STARTING else ""
+        text = f"error: procstar: agent reconnect timeout: conn_id {conn_id}{told}"
+        self._ledger.move(run, State.ERROR, wall, text)
+        self._ledger.outbox.append(Forget(run))

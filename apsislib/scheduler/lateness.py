@@ -1,0 +1,51 @@
+"""Runs that do not keep to what is expected of them: late, missed, long."""
+
+from __future__ import annotations
+
+from apsislib import actions
+from apsislib.runs import Alarm, Owe, Raised, Run, stamp
+from apsislib.scheduler.alarms import Alarms
+from apsislib.scheduler.ledger import Ledger
+from apsislib.states import State
+
+
+def watch(alarms: Alarms, run: Run) -> None:
+    """Wake it when it is late or has been missed."""
+    expect = run.meta.get("expect")
+    if expect:
+        raised = run.meta.get("alarms", ())
+        for kind, name in ((Alarm.LATE, "late"), (Alarm.MISSED, "missed")):
+            if name in expect and name not in raised:
+                alarms.arm(run.run_id, kind, expect[name])
+
+
+def watch_long(alarms: Alarms, run: Run, since: float) -> None:
+    """Wake it when it has been running for too long. `since`: the boot instant at which it began to run."""
+    expect = run.meta.get("expect")
+    if expect and "long" in expect and "long" not in run.meta.get("alarms", ()):
+        alarms.arm(run.run_id, Alarm.LONG, since + expect["long"])
+
+
+def ring(ledger: Ledger, run: Run, kind: Alarm, when: float, wall: float) -> None:
+    """One of the three has come up."""
+    match kind:
+        case Alarm.LATE if not run.expected and not run.times.get("starting", wall + 1) <= when:
+            _raise(ledger, run, "late", wall, f"has not begun by {stamp(when)}")
+        case Alarm.MISSED if not run.expected:
+            _raise(ledger, run, "missed", wall, f"has not ended by {stamp(when)}")
+        case Alarm.LONG if run.state is State.RUNNING:
+            seconds = run.meta["expect"]["long"]
+            _raise(ledger, run, "long", wall, f"has been running for more than {seconds:g} s")
+
+
+def _raise(ledger: Ledger, run: Run, alarm: str, wall: float, message: str) -> None:
+    """Once in the life of a run."""
+    raised = [*run.meta.get("alarms", ()), alarm]
+    reasons = {alarm: message, **run.meta.get("reasons", {})}
+    meta = {**run.meta, "alarms": raised, "reasons": reasons}
+    run = ledger.alter(run.but(meta=meta, rev=run.rev + 1), transition=True)
+    ledger.note(run, wall, f"{alarm}: {message}")
+    for index, action in enumerate((*run.actions, *ledger.settings.actions)):
+        if actions.owed_by_alarm(action, alarm, run.state):
+            ledger.outbox.append(Owe(f"{run.run_id}/{index}/{alarm}", run, action))
+    ledger.outbox.append(Raised(run, alarm))
