@@ -1,9 +1,10 @@
 # make run    sets up, and starts the server with the example jobs and an agent on this host
 # make test   sets up, and runs every check
+# make dist   makes dist/apsis.pyz, one file that any Python from 3.11 on runs, and a wheel
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check format lint types tests bench chaos clean
+.PHONY: run test check format lint types tests bench chaos dist test-dist clean
 
 SECONDS ?= 60
 SEED ?= 1
@@ -35,6 +36,15 @@ bench: .venv/tested
 # Kills, freezes, cuts and fills what it can for so long, and counts what came of it (tests/chaos).
 chaos: .venv/tested
 	cd tests && ../$(BIN)/python -m chaos --seconds $(SECONDS) --seed $(SEED)
+
+dist: .venv/tested
+	rm -rf dist
+	$(BIN)/python packaging/build.py dist
+
+# The tests that start a server or command as users do, once more, from the one file.
+test-dist: dist
+	APSIS_TEST_PROGRAM=$(CURDIR)/dist/apsis.pyz $(BIN)/python -m pytest -n 2 --dist loadfile \
+	    $$(grep -lE '^from server import' tests/test_*.py)
 
 clean:
 	rm -rf .venv build dist *.egg-info

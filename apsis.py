@@ -306,16 +306,11 @@ def retention(config: Any) -> float | None:
 def load_jobs_apart(config: Any) -> Any:
     """The same, by a process of its own: to parse thousands of files takes seconds of the interpreter,
     in which runs would begin late. Raises JobErrors; ApsisError where the process fails."""
+    from apsislib import itself
     from apsislib.errors import ApsisError
 
-    root = str(Path(__file__).parent)
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     child = subprocess.run(
-        [sys.executable, "-P", "-m", "apsis", LOAD],  # -P: not what lies in the working directory
-        input=pickle.dumps(config),
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
-        check=False,
+        itself.command(LOAD), input=pickle.dumps(config), stdout=subprocess.PIPE, check=False
     )
     if child.returncode:
         raise ApsisError(f"the jobs could not be read: process ended with {child.returncode}, see the log")
@@ -530,6 +525,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    from apsislib import itself
+
+    itself.hold()
     args = list(sys.argv[1:] if argv is None else argv)
     if args[:1] == ["agent"]:
         from apsislib import agent

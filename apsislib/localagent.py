@@ -14,12 +14,12 @@ import secrets
 import select
 import signal
 import subprocess
-import sys
 import threading
 import uuid
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from apsislib import itself
 from apsislib.errors import BadRequest
 
 log = logging.getLogger(__name__)
@@ -106,15 +106,12 @@ class LocalAgent:
 
     def _spawn(self) -> None:
         me = self.identity
-        # -P: modules are not looked for in the working directory, which is the user's.
-        argv = [sys.executable, "-P", "-m", "apsislib.agent", "--agent", "--plain"]
+        argv = itself.command("agent", "--agent", "--plain")
         argv += ["--agent-host", "127.0.0.1", "--agent-port", str(me.port)]
         argv += ["--group-id", GROUP, "--conn-id", me.conn_id, "--idle-exit", str(IDLE_EXIT)]
         # A server that is back is found within this time; upstream's minute is for agents in thousands.
         argv += ["--connect-interval-max", "2"]
-        root = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-        env = {**os.environ, "PROCSTAR_AGENT_TOKEN": me.token, "PYTHONPATH": path}
+        env = {**os.environ, "PROCSTAR_AGENT_TOKEN": me.token}
         with open(self._path.with_suffix(".log"), "ab") as errors:
             self._child = subprocess.Popen(
                 argv,

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ import requests
 from websockets.sync.client import connect
 
 ROOT = Path(__file__).parent.parent
-PROGRAM = str(ROOT / "apsis.py")
+# What the end-to-end tests start: the checkout, or the file that APSIS_TEST_PROGRAM names (make test-dist).
+PROGRAM = os.environ.get("APSIS_TEST_PROGRAM") or str(ROOT / "apsis.py")
 ENDS = ("success", "failure", "error", "skipped")
 # What the tester's own environment may say to commands.
 _OURS = ("APSIS_HOST", "NO_COLOR", "COLUMNS", "LINES", "TERM", "TZ", "PYTHONPATH")
@@ -32,8 +33,15 @@ _CONFIG = "job_dir: jobs\ndatabase: {path: apsis.db}\nprocstar: {agent: {local: 
 class Server:
     """A server in `directory`, whose apsis.yaml and jobs are written unless they are there."""
 
-    def __init__(self, directory: Path, jobs: Mapping[str, str] | None = None, config: str = "") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        jobs: Mapping[str, str] | None = None,
+        config: str = "",
+        program: Sequence[str] = (sys.executable, PROGRAM),
+    ) -> None:
         self.directory = directory
+        self.program = program
         self.jobs = directory / "jobs"
         self.process: subprocess.Popen[bytes] | None = None
         self.jobs.mkdir(parents=True, exist_ok=True)
@@ -57,7 +65,7 @@ class Server:
 
     def start(self, *options: str) -> None:
         """Returns once the server runs jobs. `options`: more of serve's."""
-        argv = [sys.executable, PROGRAM, "serve", "--config", str(self.directory / "apsis.yaml")]
+        argv = [*self.program, "serve", "--config", str(self.directory / "apsis.yaml")]
         with open(self.directory / "server.log", "ab") as log:
             self.process = subprocess.Popen(
                 [*argv, "--port", str(self.port), *options], stderr=log, stdout=log, stdin=subprocess.DEVNULL
@@ -171,7 +179,7 @@ class Server:
     # -- the command line --------------------------------------------------------------------------
 
     def argv(self, *words: str) -> list[str]:
-        return [sys.executable, PROGRAM, "--port", str(self.port), *words]
+        return [*self.program, "--port", str(self.port), *words]
 
     def command(self, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         """`apsis WORDS`, in UTC unless `environ` says TZ."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import requests
-from server import ENDS, ROOT, Server
+from server import ENDS, PROGRAM, ROOT, Server
 
 EXPECTED = {
     "hello": ("success", b"Hello, world!\n"),
@@ -45,7 +45,7 @@ def test_every_example_has_a_promise() -> None:
 
 
 def test_the_examples_are_right() -> None:
-    argv = [sys.executable, str(ROOT / "apsis.py"), "check-jobs", str(ROOT / "jobs.example" / "jobs")]
+    argv = [sys.executable, PROGRAM, "check-jobs", str(ROOT / "jobs.example" / "jobs")]
     argv += ["--config", str(ROOT / "jobs.example" / "apsis.yaml")]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (0, "")
@@ -105,7 +105,7 @@ def test_the_command_line_makes_follows_and_shows_a_run(server: Server) -> None:
 
 
 def test_no_server_is_a_sentence() -> None:
-    argv = [sys.executable, str(ROOT / "apsis.py"), "--port", "1", "jobs"]
+    argv = [sys.executable, PROGRAM, "--port", "1", "jobs"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "no server at" in done.stderr and "Traceback" not in done.stderr
@@ -114,7 +114,7 @@ def test_no_server_is_a_sentence() -> None:
 def test_a_port_in_use_is_a_sentence_and_exit_status_1(server: Server, tmp_path: Path) -> None:
     (tmp_path / "jobs").mkdir()
     (tmp_path / "apsis.yaml").write_text("job_dir: jobs\n")
-    argv = [sys.executable, str(ROOT / "apsis.py"), "serve", "--config", str(tmp_path / "apsis.yaml")]
+    argv = [sys.executable, PROGRAM, "serve", "--config", str(tmp_path / "apsis.yaml")]
     done = subprocess.run([*argv, "--port", str(server.port)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and str(server.port) in done.stderr
