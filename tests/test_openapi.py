@@ -30,7 +30,8 @@ JOBS = {
     + PROGRAM,
 }
 
-NEED_JOB = ("/runs", "/recent", "/history", "/days")  # addresses that want to be told of which job
+# Addresses that want to be told of which job, and what to look for.
+NEEDS = {f"/api/v1/{name}": "?job_id=noop" for name in ("runs", "recent", "history", "days")}
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +111,7 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         *("/api/v1/upcoming?skipped=true", "/api/v1/jobs/every/upcoming", "/api/v1/search/runs?limit=3"),
         *(f"/api/v1/runs?run_id={done}", "/api/v1/runs?job_id=noop&summary=true"),
         *(run, f"{run}/log", f"{run}/state", f"{run}/outputs", f"{run}/output/output"),
+        *(f"{run}/output/output/lines", f"{run}/output/output/search?q=x"),
         *(f"/api/v1/runs/{waits}/dependencies", f"/api/v1/runs/{waits}/waiting", f"/api/v1/runs/{waits}"),
         *(f"/api/v1/jobs/{next(iter(adhoc.values()))['job_id']}", "/api/control/version"),
         *("/api/procstar/connections", "/api/procstar/groups", "/metrics"),
@@ -183,7 +185,7 @@ def test_a_head_of_every_get_says_what_get_would_send(site: Installation) -> Non
         if "HEAD" not in route.methods or route.call is None or route.pattern.endswith("/stats"):
             continue
         path = route.pattern.replace("{job_id+}", "every").format(run_id=run_id, output_id="output")
-        url = site.url + path + ("?job_id=noop" if path.endswith(NEED_JOB) else "")
+        url = site.url + path + NEEDS.get(path, "?q=x" if path.endswith("/search") else "")
         whole = site.http.get(url, timeout=30)
         head = site.http.head(url, timeout=30)
         assert (head.status_code, head.content) == (whole.status_code, b""), path

@@ -175,6 +175,24 @@ OPERATIONS: dict[str, Operation] = {
     f"GET {_RUN}/output/{{output_id}}": Operation(
         "An output: all of it, or a part by Range.", None, errors=(404, 416)
     ),
+    f"GET {_RUN}/output/{{output_id}}/lines": Operation(
+        "How many lines end in each stretch of an output, piece by piece.",
+        "OutputLines",
+        (("start", WHOLE, "a multiple of `stride`; 0 by default"),),
+        errors=(400, 404, 503),
+    ),
+    f"GET {_RUN}/output/{{output_id}}/search": Operation(
+        "Where in an output a text stands, piece by piece.",
+        "OutputMatches",
+        (
+            ("q", TEXT, "the text, 1000 bytes at most"),
+            ("start", WHOLE, "the byte to begin at; backwards, the one before which to begin"),
+            ("back", FLAG, "backwards, from the end by default"),
+            ("case", FLAG, "upper and lower case differ"),
+            ("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "matches at most, 100 by default"),
+        ),
+        errors=(400, 404, 503),
+    ),
     f"GET {_RUN}/output/{{output_id}}/updates": Operation(
         "An output as it grows. Each frame is a head (Content-Type, Content-Range, Content-Length), an"
         " empty line and the bytes.",

@@ -10,6 +10,7 @@ from apsislib.api.message import Request, Response, failed, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
 from apsislib.runs import run_number
+from apsislib.store import OutputInfo
 
 WINDOW = 2**20  # bytes read from the database at a time
 
@@ -40,15 +41,21 @@ def all_outputs(parts: Parts, request: Request) -> Response:
     )
 
 
-def one_output(parts: Parts, request: Request) -> Response:
+def find_output(parts: Parts, request: Request) -> tuple[str, OutputInfo]:
+    """(run ID, the output that the path names). Raises NotFound."""
     run_id, output_id = request.params["run_id"], request.params["output_id"]
     info = None
     if run_number(run_id) is not None:
         with parts.store.read() as reader:
-            info = next((o for o in reader.outputs(run_id) if o.output_id == output_id), None)
+            info = reader.output_info(run_id, output_id)
     if info is None:
         raise NotFound(f"no output {output_id} for {run_id}")
+    return run_id, info
 
+
+def one_output(parts: Parts, request: Request) -> Response:
+    run_id, info = find_output(parts, request)
+    output_id = info.output_id
     filename = re.sub(r"[^0-9A-Za-z_-]", "_", f"{run_id}-{output_id}")
     headers = [
         ("accept-ranges", "bytes"),

@@ -6,7 +6,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from apsislib.api import bulk, control, history, jobs, metrics, openapi, outputs, runs, search, upcoming
+from apsislib.api import (
+    bulk,
+    control,
+    history,
+    jobs,
+    metrics,
+    openapi,
+    outputs,
+    runs,
+    search,
+    upcoming,
+    within,
+)
 from apsislib.api.encoding import tagged
 from apsislib.api.message import Request, Response, failed, with_params
 from apsislib.api.parts import Parts
@@ -69,6 +81,8 @@ ROUTES = (
     Route(EITHER, f"{V1}/runs/{{run_id}}/mark/{{state}}", runs.mark),
     Route(GET, f"{V1}/runs/{{run_id}}/outputs", outputs.all_outputs),
     Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}", outputs.one_output),
+    Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}/lines", within.lines),
+    Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}/search", within.search),
     Route(GET, f"{V1}/runs/{{run_id}}/output/{{output_id}}/updates", None, live="output"),
     Route(GET, "/metrics", metrics.metrics),
     Route(GET, "/api/procstar/connections", control.connections),

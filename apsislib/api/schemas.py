@@ -178,6 +178,19 @@ SCHEMAS: dict[str, Schema] = {
         ),
     ),
     "Outputs": array(record(output_id=TEXT, output_len=WHOLE, name=TEXT, content_type=TEXT)),
+    "OutputLines": record(
+        length=WHOLE,
+        start=WHOLE,
+        stride=WHOLE | {"description": "bytes of a stretch; the last one may be shorter"},
+        counts=array(WHOLE),
+        next=maybe(WHOLE) | {"description": "the `start` of the next piece; null: there is none"},
+    ),
+    "OutputMatches": record(
+        length=WHOLE,
+        matches=array({"type": "array", "items": WHOLE, "minItems": 2, "maxItems": 2})
+        | {"description": "byte and bytes of each; backwards, the last one first"},
+        next=maybe(WHOLE) | {"description": "the `start` of the next piece; null: there is none"},
+    ),
     "NewRun": {
         **record(
             {
