@@ -14,6 +14,7 @@ import logging
 import random
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +27,7 @@ from apsislib.config.keys import Server
 from apsislib.errors import BadRequest
 from apsislib.links import Agent, Fate, Link, Shared, Watcher, guard
 from apsislib.sockets import NORMAL, Closed, Connection, Data, Listener
+from apsislib.times import format_time
 from apsislib.wire import Message, WireError
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,7 @@ MAX_REGISTER = 4 * 1024 * 1024  # bytes, some 100,000 processes; who has not reg
 MAX_NAME = 256  # characters of a conn_id, group or proc ID
 PROMISE = 10.0  # seconds that a choice counts as load before its process is watched
 TIDY = 60.0  # seconds between looks for agents that can be forgotten
+REMEMBERED = 500  # connections that came and went, as pages show them
 KEEP = 3600.0  # seconds that a lost agent without processes is shown, if there is no reconnect timeout
 
 
@@ -137,6 +140,7 @@ class AgentServer:
         self._shared = Shared(clock, output_full, ping, silence, self._changed, self._available, self._lock)
         self._agents: dict[str, Agent] = {}
         self._where: dict[str, Agent] = {}  # by proc ID that is watched
+        self._history: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
         self._wanting: dict[str, list[tuple[Callable[[], None], Callable[[], bool] | None]]] = {}
 
     # -- life ------------------------------------------------------------------------------------
@@ -342,6 +346,25 @@ class AgentServer:
         with self._lock:
             return {key: agent.record() for key, agent in self._agents.items() if agent.info is not None}
 
+    def history(self) -> list[dict[str, Any]]:
+        """Connections that came, changed, went or were refused, the latest first; since the start."""
+        with self._lock:
+            return list(reversed(self._history))
+
+    def _note_locked(self, what: str, address: str, agent: Agent | None = None, reason: str = "") -> None:
+        info = {} if agent is None or agent.info is None else agent.info
+        self._history.append(
+            {
+                "time": format_time(self._clock.wall()),
+                "event": what,
+                "conn_id": None if agent is None else agent.conn_id,
+                "group_id": None if agent is None else agent.group_id,
+                "hostname": info.get("proc", {}).get("hostname"),
+                "address": address,
+                "reason": reason,
+            }
+        )
+
     def groups(self) -> dict[str, list[dict[str, Any]]]:
         groups: dict[str, list[dict[str, Any]]] = {}
         for record in self.connections().values():
@@ -354,6 +377,10 @@ class AgentServer:
                 return
             here = self._agents.get(agent.conn_id) is agent
             record = agent.record()
+            if agent.link is not None and agent.shown != agent.state:
+                agent.shown = agent.state
+                if agent.state != "active":
+                    self._note_locked(agent.state, agent.info["socket"]["address"], agent)
         if here:
             guard(self._on_change, {"type": "agent_conn", "conn": record})
         else:
@@ -375,6 +402,8 @@ class AgentServer:
                 problem = self._run_link(register, connection)
         if problem is not None:
             log.warning("agent at %s refused: %s", connection.peer[0], problem)
+            with self._lock:
+                self._note_locked("refused", connection.peer[0], reason=problem)
             self._refuse(connection)
 
     def _await_register(self, connection: Connection) -> tuple[Message | None, str | None]:
@@ -422,6 +451,7 @@ class AgentServer:
             with self._lock:
                 if agent.info is not None:
                     agent.info["stats"] |= {"connected": False, "last_disconnect_time": self._now()}
+                    self._note_locked("lost", agent.info["socket"]["address"], agent, link.ended)
             try:
                 link.leave(silently=self._stopping.is_set())
             finally:
@@ -480,6 +510,8 @@ class AgentServer:
                 "num_sent": before.get("num_sent", 0) + 1,
             },
         }
+        agent.shown = agent.state
+        self._note_locked("connected", connection.peer[0], agent)
         agent.link = Link(agent, connection, self._shared)
         return agent.link
 

@@ -87,6 +87,7 @@ class Apsis:
         from apsislib.feeds import Feed
         from apsislib.live import Live
         from apsislib.localagent import LocalAgent
+        from apsislib.samples import Samples
         from apsislib.scheduler import Settings
         from apsislib.store import Store
         from apsislib.watch import Watcher
@@ -158,6 +159,7 @@ class Apsis:
         self.store.unwritable = self.driver.unwritable
         self.store.failing = self._say_failing
         self.store.on_death = lambda error: self._die(f"writer: {error}")
+        self.samples = Samples(clock, self._sample)
         connections = self.agents.connections if self.agents is not None else None
         lookback = config.runs.lookback
         self.live = Live(
@@ -165,7 +167,18 @@ class Apsis:
         )
         try:
             self.http = Server(
-                Parts(self.driver, self.store, clock, connections, restart, VERSION, lookback),
+                Parts(
+                    self.driver,
+                    self.store,
+                    clock,
+                    connections,
+                    restart,
+                    VERSION,
+                    lookback,
+                    self.agents.history if self.agents is not None else tuple,
+                    self.samples.series,
+                    config.shown,
+                ),
                 config.http.host,
                 config.http.port,
                 take_socket=self.live.take,
@@ -192,6 +205,7 @@ class Apsis:
             self.local.start(self.agents.addresses()[-1][1])
         self.driver.start()
         self.http.start()
+        self.samples.start()
         if self.watcher is not None:
             self.watcher.start()
         name, port = self.http.address
@@ -203,6 +217,7 @@ class Apsis:
 
         deadline = Deadline(STOP)
         left = self.watcher.stop(deadline.left()) if self.watcher is not None else []
+        left += self.samples.stop(deadline)
         left += self.http.stop(deadline)
         left += self.live.stop(deadline)
         left += self.driver.stop(deadline)
@@ -217,6 +232,22 @@ class Apsis:
         for name in left:
             log.error("thread %s did not end in time", name)
         return left
+
+    def _sample(self) -> dict[str, float]:
+        """(apsis-samples) The figures that are kept over time."""
+        stats = self.driver.stats()
+        ended, failed = self.driver.tally.totals()
+        runs, writer = stats["runs"], stats["writer"]
+        return {
+            "lateness": self.driver.peak(),
+            "ended": ended,
+            "failed": failed,
+            "running": runs["starting"] + runs["running"] + runs["stopping"],
+            "waiting": runs["waiting"],
+            "memory": stats["statm_resident"],
+            "database": writer["size"] + writer["wal_size"],
+            "processor": stats["rusage_utime"] + stats["rusage_stime"],
+        }
 
     def _say_failing(self, reason: str | None) -> None:
         if reason is None:

@@ -10,7 +10,7 @@ files        jobs, config, binding
 the kernel   scheduler: pure; its __init__.py names its rooms
 machinery    store, feeds, wire, sockets
 the engine   driver (the lock, the timer, the hands; its __init__.py says more), outside,
-             reloads; upkeep; metrics
+             reloads; upkeep; metrics, samples
 edges        api, live, shapes, pages, cli, agent, localagent, links
              (and at the top: programs, agent_server, apsis)
 by hand      offline: what operators do to the database file; moving: from other schedulers

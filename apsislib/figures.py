@@ -17,13 +17,19 @@ class Extent:
 
     def __init__(self) -> None:
         self._count = 0
-        self._sum = self._max = self._last = 0.0
+        self._sum = self._max = self._last = self._peak = 0.0
 
     def add(self, value: float) -> None:
         self._count += 1
         self._sum += value
         self._last = value
         self._max = max(self._max, value)
+        self._peak = max(self._peak, value)
+
+    def take_peak(self) -> float:
+        """The largest since this was last asked; for one asker."""
+        peak, self._peak = self._peak, 0.0
+        return peak
 
     def json(self) -> dict[str, float]:
         mean = self._sum / self._count if self._count else 0.0

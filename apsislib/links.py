@@ -74,6 +74,7 @@ class Agent:
     claim: int = 0  # counts connections; the newest wins
     free: threading.Event = field(default_factory=threading.Event)  # no thread serves it
     state: str = "active"
+    shown: str = "active"  # the state that was last noted
     drained: bool = False  # it has refused a start
     watchers: dict[str, Watcher] = field(default_factory=dict)  # by proc ID
     promised: deque[float] = field(default_factory=deque)  # choices not yet watched: when each lapses
@@ -103,6 +104,7 @@ class Link:
     def __init__(self, agent: Agent, connection: Connection, shared: Shared) -> None:
         self.agent = agent
         self.connection = connection
+        self.ended = ""  # why it is over
         self._shared = shared
         self._lock = shared.lock
         self._clock = shared.clock
@@ -176,6 +178,7 @@ class Link:
             for event in connection.poll(timeout if reading else min(timeout, 0.05), want_read=reading):
                 if isinstance(event, Closed):
                     log.info("agent %s disconnected: %s %s", self.agent.conn_id, event.code, event.reason)
+                    self.ended = self.ended or f"{event.code} {event.reason}".strip()
                     return
                 if isinstance(event, Text):
                     connection.close(UNSUPPORTED, "binary messages only")
@@ -241,6 +244,7 @@ class Link:
 
     def _drop(self, why: str) -> None:
         log.warning("agent %s %s: dropping its connection", self.agent.conn_id, why)
+        self.ended = f"it {why}"
         self.connection.abort(why)
 
     def _count(self, name: str) -> None:

@@ -56,6 +56,13 @@ class Tally:
         if sum(state.value in run.times for state in FINISHED) == 1:  # else a mark: it ended before
             self._ended[label, run.state] += 1
 
+    def totals(self) -> tuple[int, int]:
+        """(runs that have ended, those of them that failed) since the start."""
+        with self._lock:
+            ended = list(self._ended.items())
+        bad = (State.FAILURE, State.ERROR)
+        return sum(n for _, n in ended), sum(n for (_, state), n in ended if state in bad)
+
     def heard(self, alarms: Iterable[tuple[str, str]]) -> None:
         """(job ID, alarm) of runs that did not keep to what is expected of them."""
         with self._lock:

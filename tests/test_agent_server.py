@@ -511,6 +511,29 @@ def test_a_lost_connection_is_told_and_shown_and_the_agent_comes_back(serve):
     watcher.wait("registered", True)
 
 
+def test_connections_that_came_went_and_were_refused_are_remembered_within_bounds(serve, monkeypatch):
+    changes = Changes()
+    server = serve(on_change=changes)
+    agent = RawAgent(server.address)
+    changes.connected(True)
+    agent.send("ShutDown", shutdown_state="idling")
+    changes.wait(lambda c: "conn" in c and c["conn"]["shutdown_state"] == "idling")
+    agent.cut()
+    changes.connected(False)
+    refused = RawAgent(server.address, register=False)
+    refused.register(access_token="wrong")
+    refused.closed()
+    events = [(e["event"], e["conn_id"], e["hostname"]) for e in server.history()]
+    assert events == [
+        ("refused", None, None),
+        ("lost", "A", "node7"),
+        ("idling", "A", "node7"),
+        ("connected", "A", "node7"),
+    ]
+    assert "token" in server.history()[0]["reason"]
+    assert server._history.maxlen == agent_server.REMEMBERED
+
+
 def test_a_silent_agent_is_dropped_and_one_that_answers_pings_is_not(serve):
     watcher, other = Recorder(), Recorder()
     server = serve(ping=0.3, silence=3.0)  # a busy machine may stop either side for a second

@@ -31,7 +31,7 @@ JOBS = {
 }
 
 # Addresses that want to be told of which job, and what to look for.
-NEEDS = {f"/api/v1/{name}": "?job_id=noop" for name in ("runs", "recent", "history", "days")}
+NEEDS = {f"/api/v1/{name}": "?job_id=noop" for name in ("runs", "recent", "history", "days", "graph")}
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +111,12 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         *("/api/v1/upcoming?skipped=true", "/api/v1/jobs/every/upcoming", "/api/v1/search/runs?limit=3"),
         *(f"/api/v1/runs?run_id={done}", "/api/v1/runs?job_id=noop&summary=true"),
         *(run, f"{run}/log", f"{run}/state", f"{run}/outputs", f"{run}/output/output"),
+        *("/api/v1/graph?job_id=waits", f"/api/v1/runs/{waits}/graph"),
         *(f"{run}/output/output/lines", f"{run}/output/output/search?q=x"),
         *(f"/api/v1/runs/{waits}/dependencies", f"/api/v1/runs/{waits}/waiting", f"/api/v1/runs/{waits}"),
         *(f"/api/v1/jobs/{next(iter(adhoc.values()))['job_id']}", "/api/control/version"),
-        *("/api/procstar/connections", "/api/procstar/groups", "/metrics"),
+        *("/api/procstar/connections", "/api/procstar/groups", "/metrics", "/api/control/reload_jobs"),
+        *("/api/v1/agents", "/api/v1/series?span=day", "/api/v1/config"),
     ):
         assert site.get(path).status_code == 200, path
     assert site.get(f"{run}/output/output", headers={"range": "bytes=1-2"}).content == b"ri"

@@ -102,6 +102,12 @@ OPERATIONS: dict[str, Operation] = {
     f"GET {_V1}/overview/jobs": Operation(
         "Of every job its newest run, and the next one.", "JobsOverview", errors=(503,)
     ),
+    f"GET {_V1}/graph": Operation(
+        "The jobs that a job waits for and makes runs of, and those that do so with it.",
+        "JobGraph",
+        (("job_id", TEXT, "all of a job ID"),),
+        errors=(400,),
+    ),
     f"GET {_V1}/recent": Operation(
         "How the last 20 runs of some jobs ended.",
         "Recent",
@@ -158,6 +164,11 @@ OPERATIONS: dict[str, Operation] = {
     f"GET {_RUN}/waiting": Operation(
         "What a waiting run waits for, and since when.", "Waiting", errors=(404,)
     ),
+    f"GET {_RUN}/graph": Operation(
+        "What a run hangs on and what hangs on it, each with its newest runs.",
+        "RunGraph",
+        errors=(404, 503),
+    ),
     f"GET {_RUN}/updates": Operation(
         "Every change of a run.", "RunFrame", (("init", FLAG, "bare: begin with what there is"),)
     ),
@@ -199,10 +210,23 @@ OPERATIONS: dict[str, Operation] = {
         None,
         (("start", WHOLE, "the byte to begin with: as many as were received before"),),
     ),
+    f"GET {_V1}/agents": Operation(
+        "Agents, the runs on each, and connections that came and went.", "Agents", errors=(400, 503)
+    ),
+    f"GET {_V1}/series": Operation(
+        "Figures of the server over time, since its start.",
+        "Series",
+        (("span", {"enum": ["hour", "day", "week"]}, "an hour by default"),),
+        errors=(400,),
+    ),
+    f"GET {_V1}/config": Operation("The configuration in force, without secrets.", "Config"),
     "GET /metrics": Operation("Figures for Prometheus, as text.", TEXT_PLAIN),
     "GET /api/procstar/connections": Operation("Connections of agents.", "Connections", errors=(400,)),
     "GET /api/procstar/groups": Operation("Connections of agents, by group.", "Groups", errors=(400,)),
     "GET /api/control/version": Operation("The server's version.", "Version"),
+    "GET /api/control/reload_jobs": Operation(
+        "What the last reload, or the start, made of the jobs directory.", "LastReload"
+    ),
     "POST /api/control/reload_jobs": Operation(
         "Read the jobs directory anew: all of it, or nothing if a file is wrong.",
         "Reloaded",

@@ -84,6 +84,9 @@ class Engine(Protocol):
         """What keeps runs from starting in time; empty: nothing."""
 
     def reload(self, dry_run: bool) -> Json: ...
+    @property
+    def last_reload(self) -> Json:
+        """What the last reload, or the start, made of the job directory."""
 
 
 WAITING = 4  # large answers that wait for their turn; each keeps a thread, of which there are 64
@@ -128,6 +131,12 @@ class Parts:
     version: str = "0"
     # Seconds. Runs that last changed longer ago are left out of lists; None: none are.
     lookback: float | None = None
+    # Agents' connections that came and went, as agent_server.history() has them.
+    history: Callable[[], Sequence[Json]] = lambda: ()
+    # The points of a ring of samples.
+    series: Callable[[str], Json] = lambda name: {"end": "", "step": 0.0, "series": {}}
+    # The configuration in force, without secrets.
+    config: Callable[[], Json] = dict
     turns: Turns = field(default_factory=Turns)
     catalog: Catalog = field(default_factory=Catalog)
     later: Later = field(default_factory=Later)

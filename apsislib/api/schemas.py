@@ -88,6 +88,14 @@ _OUTPUT = {"name": TEXT, "length": WHOLE, "content_type": TEXT}
 _LINE = {"timestamp": ref("Time"), "message": TEXT}
 
 
+_GRAPH = {
+    "middle": TEXT | {"description": "the key of the node that was asked for"},
+    "edges": array({"type": "array", "items": TEXT, "minItems": 3, "maxItems": 3})
+    | {"description": "[a, b, kind]: b waits for a (dependency), or a makes runs of b (action)"},
+    "more": FLAG | {"description": "whether some were left out"},
+}
+
+
 def _message(kind: str, **rest: Schema) -> Schema:
     return record(type={"const": kind}, **rest)
 
@@ -156,6 +164,15 @@ SCHEMAS: dict[str, Schema] = {
         days=mapping(mapping(WHOLE, f"^({'|'.join(State)})$"), "^[0-9]{4}-[0-9]{2}-[0-9]{2}$"),
         next=maybe(ref("RunID"))
         | {"description": "the `before` of the next piece, to be added; null: there is none"},
+    ),
+    "JobGraph": record(
+        **_GRAPH, nodes=array(record(key=TEXT, job_id=TEXT, exists=FLAG | {"description": "in the jobs"}))
+    ),
+    "RunGraph": record(
+        **_GRAPH,
+        nodes=array(record(key=TEXT, job_id=TEXT, args=ref("Args"), runs=array(ref("RunSummary")))),
+        made_by=maybe(ref("RunID")) | {"description": "the run whose action made this one"},
+        made=array(ref("RunSummary")) | {"description": "runs that its actions made"},
     ),
     "RunLog": record(run_log=array(record(run_id=ref("RunID"), **_LINE))),
     "RunState": record(state=ref("State")),
@@ -296,6 +313,60 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Connections": mapping(ref("Connection")),
     "Groups": mapping(array(ref("Connection"))),
+    "Agents": record(
+        when=ref("Time"),
+        agents=array(
+            record(
+                conn_id=TEXT,
+                group_id=TEXT,
+                state={"enum": ["live", "draining", "done", "lost"]},
+                hostname=TEXT,
+                address=TEXT,
+                username=TEXT,
+                pid=maybe(WHOLE),
+                restricted_exe=maybe(TEXT),
+                since=maybe(TEXT),
+                first_connect_time=maybe(TEXT),
+                connections=maybe(WHOLE),
+                load=WHOLE | {"description": "runs on it"},
+                runs=array(
+                    record(
+                        run_id=ref("RunID"),
+                        job_id=TEXT,
+                        args=ref("Args"),
+                        state=ref("State"),
+                        since=ref("Time"),
+                    )
+                )
+                | {"description": "the first hundred"},
+            )
+        ),
+        unplaced=mapping(WHOLE) | {"description": "runs that wait for an agent, by group"},
+        history=array(
+            record(
+                time=ref("Time"),
+                event={"enum": ["connected", "idling", "done", "lost", "refused"]},
+                conn_id=maybe(TEXT),
+                group_id=maybe(TEXT),
+                hostname=maybe(TEXT),
+                address=TEXT,
+                reason=TEXT,
+            )
+        )
+        | {"description": "the latest first; since the start of the server"},
+    ),
+    "Series": record(
+        end=TEXT | {"description": "the instant of the last point"},
+        step=NUMBER | {"description": "seconds between two points"},
+        series=mapping(array(NUMBER)) | {"description": "points by name, the oldest first"},
+    ),
+    "Config": record(config={"type": "object"}, version=TEXT),
+    "LastReload": record(
+        time=ref("Time"),
+        jobs=WHOLE,
+        errors=array(record(job_id=maybe(TEXT), path=TEXT, line=maybe(WHOLE), message=TEXT)),
+        warnings=array(TEXT),
+    ),
     "Version": record(version=TEXT),
     "Reloaded": record(
         removed=array(TEXT),

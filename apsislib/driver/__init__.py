@@ -36,7 +36,7 @@ from apsislib.errors import ApsisError, BadRequest
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet
 from apsislib.outside import Outside
-from apsislib.runs import Report, Run, SetClock, stamp
+from apsislib.runs import Json, Report, Run, SetClock, stamp
 from apsislib.scheduler import Scheduler, Settings
 from apsislib.store import Store
 
@@ -109,6 +109,7 @@ class Driver:
         self.next_runs = looking.next_runs
         self.waiting = looking.waiting
         self.stats, self.status, self.ailments = health.stats, health.status, health.ailments
+        self.peak = health.peak
         # Last: what programs are given has some of these verbs.
         self._acting = acting = Acting(guard, hands, book, making, feed, parts, parts.host(self))
         self.committed, self.unwritable = acting.committed, acting.unwritable
@@ -118,6 +119,11 @@ class Driver:
     def jobs(self) -> JobSet:
         """The jobs of the job directory; immutable, replaced whole by a reload."""
         return self._book.jobs
+
+    @property
+    def last_reload(self) -> Json:
+        """What the last reload, or the start, made of the job directory."""
+        return self._book.last_reload
 
     def report(self, run_id: str, report: Report) -> None:
         """What a program tells of its run. Any thread."""

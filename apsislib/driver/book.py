@@ -10,13 +10,14 @@ from typing import Any
 
 from apsislib.driver.guard import Guard
 from apsislib.driver.parts import Parts
-from apsislib.errors import ApsisError, BadRequest
+from apsislib.errors import ApsisError, BadRequest, JobError, JobErrors
 from apsislib.feeds import Feed
 from apsislib.jobs import Diff, JobSet
 from apsislib.reloads import future_runs
 from apsislib.runs import Job, Json, Run
 from apsislib.scheduler import Settings
 from apsislib.store import DropJob, SaveJob
+from apsislib.times import format_time
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class Book:
         self._settings = settings
         self._expected = expected
         self._ad_hoc: dict[str, Job] = {}
+        self.last_reload: Json = self._outcome()
         # Held for a whole reload: of two at once, one would be compared with jobs that the other replaced.
         self._reloads = threading.Lock()
 
@@ -97,7 +99,12 @@ class Book:
     def reload(self, dry_run: bool = False) -> dict[str, Any]:
         """Load the job directory again: all of it or, with an error (JobErrors), nothing."""
         with self._reloads:
-            new = self._parts.load_jobs()
+            try:
+                new = self._parts.load_jobs()
+            except JobErrors as error:
+                if not dry_run:
+                    self.last_reload = self._outcome(error.errors)
+                raise
             diff = self.jobs.diff(new)
             future = self._future(diff, new)
             if not dry_run:
@@ -110,6 +117,7 @@ class Book:
                     self.jobs = new
                     self._guard.wake_timer_locked()
                 self._feed.publish([new])
+                self.last_reload = self._outcome()
         changed = sorted([*diff.changed, *diff.metadata])
         return {
             "removed": diff.removed,
@@ -117,6 +125,17 @@ class Book:
             "changed": changed,
             "dry_run": dry_run,
             "runs": future,
+        }
+
+    def _outcome(self, errors: Iterable[JobError] = ()) -> Json:
+        found = [
+            {"job_id": e.job_id, "path": str(e.path), "line": e.line, "message": e.message} for e in errors
+        ]
+        return {
+            "time": format_time(self._guard.clock.wall()),
+            "jobs": len(self.jobs.jobs),
+            "errors": found,
+            "warnings": list(self.jobs.warnings),
         }
 
     def _future(self, diff: Diff, new: JobSet) -> dict[str, Any]:

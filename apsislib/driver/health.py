@@ -60,6 +60,10 @@ class Health:
             "writer_braked": guard.store.braked,
         }
 
+    def peak(self) -> float:
+        """The longest that the timer was late, in seconds, since this was last asked."""
+        return self._timer.lateness.take_peak()
+
     def status(self) -> str:
         """What goes on, in a line."""
         with self._guard.hold() as kernel:

@@ -308,6 +308,16 @@ class Reader:
         rows = self._all(sql, (first, last, dump(sorted(jobs)), 2 * FEW))
         return self._readable("runs", rows, from_row)
 
+    def made_by(self, run_id: str) -> list[Run]:
+        """The runs that actions of a run made, by number."""
+        # All causes that begin with `r12/`: the character after a slash is 0.
+        sql = (
+            f"SELECT {COLUMNS} FROM runs INDEXED BY runs_cause WHERE cause IS NOT NULL"
+            " AND cause >= ? AND cause < ? ORDER BY number LIMIT ?"
+        )
+        rows = self._all(sql, (f"{run_id}/", f"{run_id}0", RECENT))
+        return self._readable("runs", rows, from_row)
+
     def retirable(
         self, before: float, after: tuple[float, int] | None, limit: int
     ) -> list[tuple[float, int]]:
