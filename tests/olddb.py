@@ -67,7 +67,7 @@ class OldDb:
             "args": {},
             "state": state,
             "program": NOOP,
-            "times": {name: written(time) for name, time in times.items()},
+            "times": times if isinstance(times, str) else {n: written(t) for n, t in times.items()},
             "meta": {"job": {"labels": []}},
             "run_state": None,
             "expected": 0,

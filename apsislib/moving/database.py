@@ -31,6 +31,7 @@ from apsislib.times import parse_duration
 CUT_OFF = 5.0  # s
 FRESH = 10.0  # s; a clock that was stored more recently may be that of a server which still runs
 LOOK_AGAIN = 2.5  # s; in which a server stores its clock twice
+STRETCH_ROWS = 500  # in a transaction
 STRETCH_BYTES = 8 << 20  # of outputs in a transaction, before they are packed
 SHOWN = 20  # IDs in each line of the report; --format json has more
 
@@ -144,7 +145,7 @@ class Mover:
         ):
             at, ended = self._new.walked(table), False
             while not ended:
-                stretch = self._old.rows(table, at)
+                stretch = self._old.rows(table, at, STRETCH_ROWS)
                 self._write(table, stretch, way)
                 at, ended = stretch.last, stretch.ended
                 progress(before + counts.get(table, 0) * at // max(1, self._old.ends.get(table, 1)))

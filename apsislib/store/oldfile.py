@@ -29,7 +29,6 @@ TABLES: dict[str, tuple[str | None, ...]] = {
     "output": ("run_id", "output_id", "name", "content_type", "length", None, "compression"),
 }
 OPTIONAL = {"jobs"}  # tables that very old files lack
-STRETCH = 500  # rows read at a time
 
 
 @dataclass(slots=True)
@@ -159,7 +158,7 @@ class OldFile:
 
     # -- its rows ----------------------------------------------------------------------------------
 
-    def rows(self, table: str, after: int, limit: int = STRETCH) -> Stretch:
+    def rows(self, table: str, after: int, limit: int) -> Stretch:
         """The next rows of a table past the row ID `after`. ApsisError: the disk fails."""
         if table not in self._columns:
             return Stretch(last=after, ended=True)
@@ -200,17 +199,10 @@ class OldFile:
 
 
 def _open(path: Path) -> Connection:
-    db = files.connect(path, "ro")
-    try:
-        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        return db
-    except sqlite3.OperationalError:
-        db.close()
-        wal = path.with_name(path.name + "-wal")
-        if wal.exists() and wal.stat().st_size:
-            raise
-    # A directory that we may not write to, where SQLite can't put what readers of a write-ahead log
-    # need; there is no such log, so nobody writes either.
+    if any(path.with_name(path.name + end).exists() for end in ("-wal", "-journal")):
+        return files.connect(path, "ro")
+    # Nobody has it open, nor died while writing. So nothing needs to be put beside it, where a server
+    # that is started again, as another user perhaps, would find it; and its directory may be read-only.
     db = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True, isolation_level=None, cached_statements=256
     )

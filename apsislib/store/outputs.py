@@ -179,9 +179,11 @@ def _unbrotlied(pieces: Iterable[bytes]) -> Iterator[bytes]:
                 if not bounded:
                     yield unpacker.process(bite)
                     continue
-                yield unpacker.process(bite, output_buffer_limit=PIECE)
-                while not unpacker.can_accept_more_data():
-                    yield unpacker.process(b"", output_buffer_limit=PIECE)
+                made = unpacker.process(bite, output_buffer_limit=PIECE)
+                yield made
+                while len(made) >= PIECE or not unpacker.can_accept_more_data():
+                    made = unpacker.process(b"", output_buffer_limit=PIECE)
+                    yield made
     except brotli.error as error:
         raise ApsisError(f"its bytes are damaged: {error}") from error
     if not unpacker.is_finished():
