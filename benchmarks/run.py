@@ -1,6 +1,6 @@
 """Every benchmark, or those that are named, one after the other: `make bench`.
 
-python benchmarks/run.py [year | store | rest | due | echo | memory | upkeep]...
+python benchmarks/run.py [year | store | rest | due | echo | memory | upkeep | moving]...
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ALL = ("year", "store", "rest", "due", "echo", "memory", "upkeep")
+ALL = ("year", "store", "rest", "due", "echo", "memory", "upkeep", "moving")
 
 
 def main() -> int:
