@@ -79,6 +79,7 @@ class Installation:
         port: int = 0,
         **server: Any,
     ) -> None:
+        self.stopped = False
         self.clock = WallClock()
         self.job_dir = directory / "jobs"
         self.job_dir.mkdir()
@@ -150,6 +151,9 @@ class Installation:
         return self
 
     def stop(self) -> None:
+        if self.stopped:
+            return
+        self.stopped = True
         self.http.close()
         left = self.server.stop(Deadline(5))
         left += self.live.stop(Deadline(5))
@@ -157,6 +161,8 @@ class Installation:
         assert self.store.close(Deadline(5))
         assert left == []
         assert self.deaths == []
+
+    close = stop
 
     @property
     def port(self) -> int:

@@ -1,9 +1,14 @@
-"""The web pages: static files, held in memory."""
+"""The web pages: static files, held in memory.
+
+A file is served at /static/NAME, and at /static/VERSION/NAME, where VERSION is a digest of all of them: the
+page names the latter, so that a browser keeps what it has, and never mixes files of two releases.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 from apsislib.api.encoding import is_known
@@ -27,41 +32,67 @@ _HEADERS = (
     ("referrer-policy", "no-referrer"),
     ("cross-origin-opener-policy", "same-origin"),
     ("cross-origin-resource-policy", "same-origin"),
-    ("cache-control", "no-cache"),
 )
 
 # Addresses that the page shows by itself, so that they can be opened and shared.
-_VIEWS = re.compile(r"/|/index\.html|/(jobs|runs|agents)/?|/(job|jobs|runs)/.+")
+_VIEWS = re.compile(r"/|/index\.html|/(today|jobs|runs|agents|server)/?|/(job|jobs|runs)/.+")
+
+_FOREVER = ("cache-control", "public, max-age=31536000, immutable")
+_ASK = ("cache-control", "no-cache")
 
 
 class Pages:
     """The files of apsislib/pages/."""
 
     def __init__(self) -> None:
-        self._files: dict[str, tuple[bytes, str, str]] = {}  # address -> (content, type, tag)
-        for file in sorted((Path(__file__).parents[1] / "pages").iterdir()):
-            if file.suffix in _TYPES:
-                content = file.read_bytes()
-                tag = f'"{hashlib.sha256(content).hexdigest()[:20]}"'
-                self._files[f"/static/{file.name}"] = content, _TYPES[file.suffix], tag
+        root = Path(__file__).parents[1] / "pages"
+        found = {
+            file.relative_to(root).as_posix(): file.read_bytes()
+            for file in sorted(root.rglob("*"))
+            if file.suffix in _TYPES
+        }
+        self._base = f"/static/{_digest(b''.join(found.values()))[:12]}/"
+        found["index.html"] = self._page(found["index.html"].decode(), found).encode()
+        # name -> (content, type, tag)
+        self._files = {
+            name: (content, _TYPES[Path(name).suffix], f'"{_digest(content)[:20]}"')
+            for name, content in found.items()
+        }
+
+    def _page(self, text: str, names: Collection[str]) -> str:
+        """The page with versioned addresses, and the modules that all views need named in its head."""
+        modules = [name for name in names if name.startswith("lib/")]
+        links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
+        return text.replace("<!-- modules -->", links).replace('"/static/', f'"{self._base}')
 
     def find(self, request: Request) -> Response | None:
         """The answer to a request for a page or file; None: it is for neither."""
-        path = request.path
+        path, caching = request.path, _ASK
         if path.startswith("/api/"):
             return None
         if _VIEWS.fullmatch(path):
-            path = "/static/index.html"
+            name = "index.html"
         elif path == "/favicon.ico":
-            path = "/static/icon.svg"
-        file = self._files.get(path)
+            name = "icon.svg"
+        elif path.startswith(self._base):
+            name, caching = path.removeprefix(self._base), _FOREVER
+        elif path.startswith("/static/"):
+            # Of another version there is none: a page that was open while the server was renewed loads anew.
+            name = path.removeprefix("/static/")
+        else:
+            return None
+        file = self._files.get(name)
         if file is None:
             return None
         if request.method not in ("GET", "HEAD"):
             answer = failed(405, f"{request.method[:20]} is not possible here; allowed: GET, HEAD")
             return Response(405, answer.body, headers=(("allow", "GET, HEAD"),))
         content, kind, tag = file
-        headers = (*_HEADERS, ("etag", tag))
+        headers = (*_HEADERS, caching, ("etag", tag))
         if is_known(request, tag):
             return Response(304, b"", kind, headers)
         return Response(200, content, kind, headers)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

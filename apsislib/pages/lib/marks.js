@@ -1,0 +1,72 @@
+// Small things that are shown everywhere: states, alarms, labels, args, times, and links to runs and jobs.
+
+import { el, encodePath, svg } from "./dom.js";
+import { showAgo, showShort, showTime } from "./times.js";
+
+// Told apart by shape as well as by colour; the word stands beside them.
+const SHAPES = {
+  new: [["circle", { cx: 8, cy: 8, r: 1.6, class: "fill" }]],
+  scheduled: [["path", { d: "M8 4.4V8l2.6 1.7" }]],
+  waiting: [["path", { d: "M6.2 5.2v5.6M9.8 5.2v5.6" }]],
+  starting: [["path", { d: "M8 4.8l3.2 5.4H4.8z" }]],
+  running: [["path", { d: "M6.3 4.7l5 3.3-5 3.3z", class: "fill" }]],
+  stopping: [["path", { d: "M8 11.2L4.8 5.8h6.4z", class: "fill" }]],
+  success: [["path", { d: "M4.8 8.3l2.3 2.3 4.2-4.9" }]],
+  failure: [["path", { d: "M5.5 5.5l5 5M10.5 5.5l-5 5" }]],
+  error: [["path", { d: "M8 4.3v4.6M8 11.1v.6" }]],
+  skipped: [["path", { d: "M5 11l6-6" }]],
+};
+const drawn = {};
+
+/** The icon of a state, 16 px, hidden from screen readers: the word says it. */
+export function stateIcon(state) {
+  drawn[state] ??= svg("svg", { viewBox: "0 0 16 16", class: "state-icon", "aria-hidden": "true", "data-state": state },
+    svg("circle", { cx: 8, cy: 8, r: 7, class: "ring" }),
+    (SHAPES[state] ?? []).map(([name, attributes]) => svg(name, attributes)));
+  return drawn[state].cloneNode(true);
+}
+
+export const stateMark = (state) => el("span", { class: "state", "data-state": state }, stateIcon(state), state);
+
+const ALARMS = {
+  late: "it has not ended by the time that its job expects",
+  missed: "it was not started when it was due",
+  long: "it runs longer than its job expects",
+};
+
+export const alarmMarks = (run) => (run.alarms ?? []).map(
+  (alarm) => el("span", { class: "chip alarm", title: ALARMS[alarm] ?? "" }, alarm));
+
+export const chips = (labels) => labels.map((label) => el("span", { class: "chip" }, label));
+
+export const argsMark = (args) => el("span", { class: "args" }, Object.entries(args).map(([name, value]) =>
+  el("span", {}, el("span", { class: "soft" }, `${name}=`), value)));
+
+export const runLink = (id, cls = "mono") => el("a", { href: `/runs/${encodeURIComponent(id)}`, class: cls }, id);
+
+/** A job's ID as a link, its folders less loud than its name. */
+export function jobLink(id, cls = "") {
+  const cut = id.lastIndexOf("/") + 1;
+  return el("a", { href: `/job/${encodePath(id)}`, class: `job ${cls}` },
+    cut ? el("span", { class: "folder" }, id.slice(0, cut)) : null, id.slice(cut));
+}
+
+/** An instant: of today its time of day, else month, day and time; in full, and how long ago, when pointed at. */
+export function timeMark(time, { full = false } = {}) {
+  if (!time) return el("span", { class: "soft" }, "–");
+  return el("time", { dateTime: new Date(time).toISOString(), title: `${showTime(time)} · ${showAgo(time)}` },
+    full ? showTime(time) : showShort(time));
+}
+
+/** Names and values; a value is a text or nodes. */
+export function facts(pairs) {
+  return el("dl", {}, pairs.map(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
+}
+
+/** The key-value pairs of an object of the API, `str` left out. */
+export function objectFacts(value) {
+  return facts(Object.entries(value).filter(([name]) => name !== "str")
+    .map(([name, v]) => [name, el("span", { class: "mono" }, typeof v === "string" ? v : JSON.stringify(v))]));
+}
+
+export const section = (title, ...content) => el("section", {}, el("h2", {}, title), content);
