@@ -6,16 +6,15 @@ Never called under the driver's lock: a template may be slow, or fail.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from apsislib import templates
 from apsislib.conditions import Binding
 from apsislib.errors import BadRequest
-from apsislib.runs import Args, Job, Json, Limits
+from apsislib.runs import Args, Job, Json, Limits, record
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bound:
     program: Json
     conds: tuple[Json, ...]
@@ -26,12 +25,13 @@ class Bound:
 
 def check_args(job: Job, args: Args) -> None:
     """Raises BadRequest unless `args` are exactly the job's params, in texts that can be stored."""
+    if args.keys() == set(job.params):
+        return
     missing = sorted(set(job.params) - set(args))
     if missing:
         raise BadRequest(f"missing args ({', '.join(missing)}) for job {job.job_id}")
     extra = sorted(set(args) - set(job.params))
-    if extra:
-        raise BadRequest(f"extra args ({', '.join(extra)}) for job {job.job_id}")
+    raise BadRequest(f"extra args ({', '.join(extra)}) for job {job.job_id}")
 
 
 def bind(
@@ -49,12 +49,22 @@ def bind(
     names: dict[str, Any] = {}
 
     def expand(text: str) -> str:
-        if not names:  # most runs of most jobs need none
+        if not templates.has_template(text):
+            return templates.unmarked(text)
+        if not names:
             names.update(templates.names(args, run_id, job.job_id, get_calendar))
         return templates.expand(text, names)
 
-    to = Binding(job, args, run_id or "r0", expand, find_job)
-    judged = tuple(c.bind(to) for c in job.conditions if c.enabled(expand))
-    conds = tuple(c.to_json() for c in judged)
-    program = job.program.bind(expand)
-    return Bound(program.to_json(), conds, tuple(a.to_json() for a in job.actions), program.limits(), judged)
+    judged: tuple[Any, ...] = ()
+    if job.conditions:
+        to = Binding(job, args, run_id or "r0", expand, find_job)
+        judged = tuple([c.bind(to) for c in job.conditions if c.enabled(expand)])
+    shared = job.shared.get("program")
+    if shared is None:
+        names.clear()
+        program = job.program.bind(expand)
+        shared = program.to_json(), program.limits(), tuple([a.to_json() for a in job.actions])
+        if not names:  # it has no templates: all runs of the job have one and the same
+            job.shared["program"] = shared
+    json, limits, actions = shared
+    return Bound(json, tuple([c.to_json() for c in judged]), actions, limits, judged)

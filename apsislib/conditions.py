@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 from apsislib.errors import BadRequest, FieldError
@@ -25,6 +26,7 @@ FindJob = Callable[[str], Job]
 ORDER = tuple(State)  # lifecycle order, for texts
 OCCUPYING = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
 ANY = frozenset(State)
+_SUCCESS = frozenset({State.SUCCESS})
 
 
 class View(Protocol):
@@ -79,6 +81,7 @@ class _About:
 
     job_id: str
     args: Args
+    # Worked out once for all of a run's judgements.
     key: RunKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -108,8 +111,7 @@ class BoundDependency(_About):
         if exist is not None and exist.isdisjoint(live) and exist.isdisjoint(ended):
             planned = State.SCHEDULED in exist and view.planned(key)
             if not planned:
-                among = "|".join(s for s in ORDER if s in exist)
-                text = f"no dependency {instance(self.job_id, self.args)} exists in {among}"
+                text = f"no dependency {instance(self.job_id, self.args)} exists in {_among(exist)}"
                 return Verdict(False, text, keys, State.ERROR)
         return Verdict(False, "", keys)
 
@@ -181,10 +183,9 @@ class BoundSkipDuplicate(_About):
         return ""
 
     def to_json(self) -> dict[str, Any]:
-        among = [s.value for s in ORDER if s in self.check_states]
         return {
             "type": "apsis.cond.skip_duplicate.BoundSkipDuplicate",
-            "check_states": among,
+            "check_states": _listed(self.check_states),
             "target_state": self.target.value,
             "instance": [self.job_id, dict(self.args)],
             "run_id": self.run_id,
@@ -287,7 +288,7 @@ class Enabled:
         return {} if self.value is None else {"enabled": self.value}
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Binding:
     """What a condition is bound with."""
 
@@ -312,12 +313,14 @@ class Condition(Protocol):
 class Dependency:
     job_id: str
     args: Mapping[str, str] = field(default_factory=dict)
-    states: frozenset[State] = frozenset({State.SUCCESS})
+    states: frozenset[State] = _SUCCESS
     exist: frozenset[State] | None = None
     enabled: Enabled = Enabled()
 
     def bind(self, to: Binding) -> BoundDependency:
         target = to.find_job(to.expand(self.job_id))
+        if not self.args and to.args.keys() == set(target.params):
+            return BoundDependency(target.job_id, to.args, self.states, self.exist)
         args: dict[str, str] = {}
         for param in sorted(target.params):
             if param in self.args:
@@ -346,7 +349,7 @@ class MaxRunning:
             raise BadRequest(f"max_running: count is not a whole number: {text!r}") from None
         if count < 1:
             raise BadRequest(f"max_running: count must be at least 1, or nothing ever runs: {count}")
-        return BoundMaxRunning(self.job_id or to.job.job_id, dict(to.args), count)
+        return BoundMaxRunning(self.job_id or to.job.job_id, to.args, count)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -365,12 +368,12 @@ class SkipDuplicate:
     enabled: Enabled = Enabled()
 
     def bind(self, to: Binding) -> BoundSkipDuplicate:
-        return BoundSkipDuplicate(to.job.job_id, dict(to.args), self.check_states, self.target, to.run_id)
+        return BoundSkipDuplicate(to.job.job_id, to.args, self.check_states, self.target, to.run_id)
 
     def to_json(self) -> dict[str, Any]:
         return {
             "type": "skip_duplicate",
-            "check_states": [s.value for s in ORDER if s in self.check_states],
+            "check_states": _listed(self.check_states),
             "target_state": self.target.value,
             "str": _skip_text(self.target, self.check_states),
         } | self.enabled.json()
@@ -510,15 +513,25 @@ def _dependency_json(
     job_id: str, args: Args, states: frozenset[State], exist: frozenset[State] | None
 ) -> dict[str, Any]:
     json: dict[str, Any] = {"type": "dependency", "job_id": job_id, "args": dict(args)}
-    wanted = [s.value for s in ORDER if s in states]
-    text = f"dependency {instance(job_id, args)} is {'|'.join(wanted)}"
-    if states != {State.SUCCESS}:
-        json["states"] = wanted
+    text = f"dependency {instance(job_id, args)} is {_among(states)}"
+    if states != _SUCCESS:
+        json["states"] = _listed(states)
     if exist is not None:
-        json["exist"] = [s.value for s in ORDER if s in exist]
-        text += f", must exist as {'|'.join(json['exist'])}"
-    return json | {"str": text}
+        json["exist"] = _listed(exist)
+        text += f", must exist as {_among(exist)}"
+    json["str"] = text
+    return json
+
+
+def _listed(states: frozenset[State]) -> list[str]:
+    return _among(states).split("|") if states else []
+
+
+@lru_cache(maxsize=256)  # of 1024 sets, few are in use
+def _among(states: frozenset[State]) -> str:
+    """The states in the order of a run's life: `success|failure`."""
+    return "|".join(s.value for s in ORDER if s in states)
 
 
 def _skip_text(target: State, check_states: frozenset[State]) -> str:
-    return f"transition to {target} if another run is {'|'.join(s for s in ORDER if s in check_states)}"
+    return f"transition to {target.value} if another run is {_among(check_states)}"

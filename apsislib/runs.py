@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar, dataclass_transform
 
 from apsislib.states import State
@@ -41,13 +42,32 @@ def open_record(cls: type[T]) -> type[T]:
 quoted = json.encoder.encode_basestring  # a string as JSON, non-ASCII as it is
 
 
+class GivenArgs(dict[str, str]):
+    """Args whose canonical text is worked out once, however often it is asked for. Not to be changed."""
+
+    __slots__ = ("text",)
+    text: str
+
+
 def canonical(args: Args) -> str:
     """The one text of `args`: JSON, sorted by name, no spaces, non-ASCII as it is.
 
     Equality of this text is equality of args; it is the database's index key.
     """
+    if not args:
+        return "{}"
+    if type(args) is not GivenArgs:
+        return _canonical(args)
+    try:
+        return args.text
+    except AttributeError:
+        args.text = text = _canonical(args)
+        return text
+
+
+def _canonical(args: Args) -> str:
     # What json.dumps would write, at a tenth of its cost: all keys and values are strings.
-    return "{" + ",".join([f"{quoted(k)}:{quoted(args[k])}" for k in sorted(args)]) + "}" if args else "{}"
+    return "{" + ",".join([f"{quoted(k)}:{quoted(args[k])}" for k in sorted(args)]) + "}"
 
 
 def parse_args(text: str) -> dict[str, str]:
@@ -63,7 +83,12 @@ def occurrence_time(identity: str) -> float:
 
 def stamp(instant: float) -> str:
     """An instant as run logs write it: ISO, UTC, to the second."""
-    return datetime.fromtimestamp(int(instant), UTC).isoformat()
+    return _stamp(int(instant))
+
+
+@lru_cache(maxsize=256)  # many runs are due at the same instants
+def _stamp(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).isoformat()
 
 
 def signal_name(signum: int) -> str:
@@ -162,6 +187,7 @@ class Job:
     metadata: Json = field(default_factory=dict)  # labels: list of str, always there
     ad_hoc: bool = False
     source: str | None = None  # the file's path
+    shared: dict[str, Any] = field(default_factory=dict, repr=False)  # what binding keeps for all its runs
     json: Json = field(default_factory=dict)  # the definition as API and database show it
     expect: Any = None  # expectations.Expectation; None: nothing is expected
 

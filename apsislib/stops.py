@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from typing import Any, Protocol
 
@@ -81,7 +81,7 @@ class Stopped:
         stop = self.stop
         if stop is None:
             return occurrences
-        return (replace(occurrence, stop=stop.at(occurrence.time)) for occurrence in occurrences)
+        return (Occurrence(o.time, o.args, stop.at(o.time), o.note) for o in occurrences)
 
     def to_json(self) -> dict[str, Any]:
         start = self.start.to_json()

@@ -72,7 +72,7 @@ def expand(text: str, names: Mapping[str, Any]) -> str:
     As in Jinja, one line end at the end of the text is dropped and every other one becomes "\\n".
     """
     if not has_template(text):
-        return _lines(text)
+        return unmarked(text)
     template = _compiled(text)
     try:
         parts = []
@@ -95,7 +95,8 @@ def check_syntax(text: str) -> None:
         _compiled(text)
 
 
-def _lines(text: str) -> str:
+def unmarked(text: str) -> str:
+    """What a text without a template mark expands to."""
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text.removesuffix("\n")

@@ -7,10 +7,11 @@ schedule's beginning, and ends instead of searching without end. schedules.py re
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from fractions import Fraction
+from functools import lru_cache
 from heapq import heappop, heappush
 from typing import Any
 
@@ -45,8 +46,8 @@ class Wall:
     def today(self, t: float) -> int:
         return times.local(t, self.tz)[0].toordinal()
 
-    def args(self) -> dict[str, str]:
-        return {"calendar": self.calendar.name, "tz": self.tz.key}
+    def givers(self) -> dict[str, Giver]:
+        return {"calendar": _always(self.calendar.name), "tz": _always(self.tz.key)}
 
     def policy(self) -> dict[str, str]:
         """The JSON of what differs from the default."""
@@ -69,7 +70,9 @@ class Wall:
         known = {tuple(range(7)): "every day", tuple(range(5)): "weekdays", (5, 6): "weekends"}
         return known.get(days) or crons.day_names(days)
 
-    def note(self, day: int, seconds: float, t: float) -> str:
+    def note(self, item: Item) -> str:
+        """Of an instant that was moved."""
+        t, _, day, seconds, _ = item
         shown = format_daytime(times.local(t, self.tz)[1])
         return (
             f"{format_daytime(seconds)} does not exist on {_iso(day)} in {self.tz.key}, "
@@ -149,8 +152,56 @@ def _instants(
             yield item
 
 
+@lru_cache(maxsize=1024)  # schedules fire on the same days
 def _iso(ordinal: int) -> str:
     return date.fromordinal(ordinal).isoformat()
+
+
+# -- what occurrences give as args -----------------------------------------------------------------
+
+# One value, of the occurrence's Item or the first few of its places.
+Giver = Callable[[Any], str]
+
+
+class Provided(Mapping[str, str]):
+    """The args of an occurrence, each made when it is asked for: jobs have params for few of them."""
+
+    __slots__ = ("_givers", "_item")
+
+    def __init__(self, givers: Mapping[str, Giver], item: tuple[Any, ...]) -> None:
+        self._givers = givers
+        self._item = item
+
+    def __getitem__(self, name: str) -> str:
+        return self._givers[name](self._item)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._givers
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._givers)
+
+    def __len__(self) -> int:
+        return len(self._givers)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def _always(value: str) -> Giver:
+    return lambda item: value
+
+
+def _time(item: Item) -> str:
+    return format_instant(item[0])
+
+
+def _date(item: Item) -> str:
+    return _iso(item[1])
+
+
+def _daytime(item: Item) -> str:
+    return format_daytime(item[3])
 
 
 # -- the schedules ---------------------------------------------------------------------------------
@@ -169,11 +220,10 @@ class _Common:
         """`after`, for an instant at which every zone has a date."""
         raise NotImplementedError
 
-    def _occurrence(self, t: float, provided: dict[str, str], note: str | None = None) -> Occurrence:
+    def _givers(self, **provided: Giver) -> dict[str, Giver]:
         """Explicit args go over provided ones; `schedule_time` over both."""
-        text = format_instant(t)
-        args = {"time": text, **provided, **self.args, "schedule_time": text}
-        return Occurrence(t, args, None, note)
+        explicit = {name: _always(value) for name, value in self.args.items()}
+        return {"time": _time, **provided, **explicit, "schedule_time": _time}
 
     def _json(self, kind: str, fields: Mapping[str, Any], text: str) -> dict[str, Any]:
         return {"type": kind, "enabled": self.enabled, **fields, "args": dict(self.args), "str": text}
@@ -193,10 +243,13 @@ class Interval(_Common):
         step, offset = int(interval * whole), int(phase * whole) + YEAR_ONE * whole
         # One too early, in case the instant was rounded up when it became a float.
         at = offset + int((Fraction(start) * whole - offset) // step) * step
+        givers = self._givers(
+            date=lambda item: format_instant(item[0])[:10],
+            daytime=lambda item: format_instant(item[0])[11:-6],
+        )
         while (t := at / whole) <= times.LAST:
             if t >= start:
-                text = format_instant(t)
-                yield self._occurrence(t, {"date": text[:10], "daytime": text[11:-6]})
+                yield Occurrence(t, Provided(givers, (t,)))
             at += step
 
     def to_json(self) -> dict[str, Any]:
@@ -220,15 +273,12 @@ class Daily(_Common):
     shift: Shift = Shift()
 
     def _from(self, start: float) -> Iterator[Occurrence]:
-        wall, common = self.wall, self.wall.args()
+        wall = self.wall
+        givers = self._givers(date=_date, daytime=_daytime, **wall.givers())
         # A day early: a time may have been moved out of a gap past midnight.
         dates = self.shift.dates(wall.calendar, wall.today(start) - 1)
-        names = {seconds: format_daytime(seconds) for seconds in self.daytimes}
-        for t, nominal, day, seconds, moved in _instants(
-            start, dates, self.daytimes, wall.tz, wall.gap, wall.fold
-        ):
-            note = wall.note(day, seconds, t) if moved else None
-            yield self._occurrence(t, {"date": _iso(nominal), "daytime": names[seconds], **common}, note)
+        for item in _instants(start, dates, self.daytimes, wall.tz, wall.gap, wall.fold):
+            yield Occurrence(item[0], Provided(givers, item), None, wall.note(item) if item[4] else None)
 
     def to_json(self) -> dict[str, Any]:
         fields = {
@@ -258,16 +308,16 @@ class Cron(_Common):
     wall: Wall
 
     def _from(self, start: float) -> Iterator[Occurrence]:
-        wall, common = self.wall, self.wall.args()
+        wall = self.wall
+        givers = self._givers(date=_date, daytime=_daytime, **wall.givers())
         # What follows physical time fires whenever clocks show it: that is, in each pass of a fold
         # and in no gap.
         gap: Gap = "skip" if self.cron.physical else wall.gap
         fold: Fold = "both" if self.cron.physical else wall.fold
         last = date.max.toordinal() - 2
         days = ((n, n) for n in self.cron.days(wall.today(start) - 1, wall.calendar) if n <= last)
-        for t, _, day, seconds, moved in _instants(start, days, self.cron.daytimes, wall.tz, gap, fold):
-            note = wall.note(day, seconds, t) if moved else None
-            yield self._occurrence(t, {"date": _iso(day), "daytime": format_daytime(seconds), **common}, note)
+        for item in _instants(start, days, self.cron.daytimes, wall.tz, gap, fold):
+            yield Occurrence(item[0], Provided(givers, item), None, wall.note(item) if item[4] else None)
 
     def to_json(self) -> dict[str, Any]:
         fields = {
@@ -315,7 +365,13 @@ class DailyInterval(_Common):
     wall: Wall
 
     def _from(self, start: float) -> Iterator[Occurrence]:
-        wall, common = self.wall, self.wall.args()
+        wall, tz = self.wall, self.wall.tz
+        givers = self._givers(
+            date=_date,
+            sched_date=lambda item: times.local(item[0], tz)[0].isoformat(),
+            daytime=lambda item: format_daytime(times.local(item[0], tz)[1]),
+            **wall.givers(),
+        )
         # The windows under way: next instant, nominal date, its number, start, stop, note.
         open_: list[tuple[float, int, int, float, float, str | None]] = []
         windows = self._windows(wall.today(start) - 1)
@@ -333,14 +389,7 @@ class DailyInterval(_Common):
             if not open_:
                 return
             t, nominal, k, first, last, note = heappop(open_)
-            day, seconds = times.local(t, wall.tz)
-            provided = {
-                "date": _iso(nominal),
-                "sched_date": day.isoformat(),
-                "daytime": format_daytime(seconds),
-                **common,
-            }
-            yield self._occurrence(t, provided, None if k else note)
+            yield Occurrence(t, Provided(givers, (t, nominal)), None, None if k else note)
             following = first + (k + 1) * self.interval
             if following < last:
                 heappush(open_, (following, nominal, k + 1, first, last, note))
@@ -363,7 +412,7 @@ class DailyInterval(_Common):
             if starts and stops and starts[0][0] < stops[-1][0]:
                 empty = 0
                 first, moved = starts[0]
-                note = wall.note(start_day, self.start.daytime, first) if moved else None
+                note = wall.note((first, nominal, start_day, self.start.daytime, moved)) if moved else None
                 yield nominal, start_day, first, stops[-1][0], note
 
     def to_json(self) -> dict[str, Any]:
@@ -399,7 +448,8 @@ class Explicit(_Common):
     times: tuple[float, ...]
 
     def _from(self, start: float) -> Iterator[Occurrence]:
-        return (self._occurrence(t, {}) for t in self.times[bisect_left(self.times, start) :])
+        givers = self._givers()
+        return (Occurrence(t, Provided(givers, (t,))) for t in self.times[bisect_left(self.times, start) :])
 
     def to_json(self) -> dict[str, Any]:
         return self._json("explicit", {"times": [format_instant(t) for t in self.times]}, str(self))

@@ -24,7 +24,6 @@ from apsislib.runs import (
     Effect,
     Expect,
     Forget,
-    Json,
     Launch,
     Lookup,
     Note,
@@ -178,7 +177,6 @@ class Acting:
         """(apsis-bind) Make the expected runs of some occurrences."""
         now = self._clock.wall()
         job = effect.job
-        program: Json | None = None
         runs: list[Run] = []
         for occurrence, args, identity in effect.occurrences:
             times = {"scheduled": now, "schedule": occurrence.time}
@@ -199,9 +197,6 @@ class Acting:
             except Exception as error:
                 # Visible, and an error when its time comes, unless the job is mended before.
                 run = run.but(meta={"job": {"labels": labels(job)}, "unbound": saying(error)})
-            if program is not None and run.program == program:
-                run = run.but(program=program)  # most jobs have no templates: share one mapping
-            program = run.program
             runs.append(run)
         with self._guard.hold() as kernel:
             notes = [o.note for o, _, _ in effect.occurrences]

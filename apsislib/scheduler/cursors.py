@@ -6,12 +6,14 @@ comes within the horizon, and rests while `limit` of its runs are expected alrea
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from heapq import heappop, heappush
 from itertools import islice
 
-from apsislib.runs import Args, Job, Occurrence, Schedule, canonical, quoted
+from apsislib.runs import Args, GivenArgs, Job, Occurrence, Schedule, Taken, canonical, quoted
+
+_NONE = GivenArgs()
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +30,9 @@ class Cursor:
 class _Equals:
     """Per job: how many occurrences share args and instant, so that each gets an ordinal."""
 
+    prefix: str  # of the job's identities
+    alone: bool  # of one schedule, whose occurrences ascend: only those of one instant are kept
+    instant: float = 0.0
     counts: dict[tuple[str, float], int] = field(default_factory=dict)
 
 
@@ -44,13 +49,13 @@ class Cursors:
     def add(self, job: Job, start: float) -> None:
         """Stand before the first occurrences at or after `start` of the job's enabled schedules."""
         cursors = self._by_job[job.job_id] = []
-        self._equals[job.job_id] = _Equals()
         for schedule in job.schedules:
             if schedule.enabled:
                 cursor = Cursor(job, schedule, iter(()))
                 self._advance(cursor, start)
                 cursors.append(cursor)
                 self._queue(cursor)
+        self._equals[job.job_id] = _Equals(f"[{quoted(job.job_id)},", len(cursors) <= 1)
 
     def remove(self, job_id: str) -> None:
         for cursor in self._by_job.pop(job_id, ()):
@@ -69,7 +74,7 @@ class Cursors:
     def due(self) -> float | None:
         """The wall instant at which the next occurrence comes within the horizon."""
         while self._heap and self._heap[0][2].next is None:
-            heapq.heappop(self._heap)
+            heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
     def unmade(self) -> float | None:
@@ -77,21 +82,23 @@ class Cursors:
         due = self.due()
         return None if due is None else due + self._horizon
 
-    def take(self, now: float, limit: int) -> tuple[Cursor, list[tuple[Occurrence, Args, str]]] | None:
-        """Up to `limit` occurrences of one schedule within the horizon, each with its args and identity."""
+    def take(self, now: float, limit: int) -> tuple[Cursor, list[Taken]] | None:
+        """Up to `limit` occurrences of one schedule within the horizon."""
         due = self.due()
         if due is None or due > now:
             return None
-        cursor = heapq.heappop(self._heap)[2]
+        cursor = heappop(self._heap)[2]
         cursor.queued = False
-        taken: list[tuple[Occurrence, Args, str]] = []
+        job, equals = cursor.job, self._equals[cursor.job.job_id]
+        taken: list[Taken] = []
         end = now + self._horizon
         room = min(limit, self._limit - cursor.expected)
-        while cursor.next is not None and cursor.next.time <= end and len(taken) < room:
-            occurrence = cursor.next
-            args = {p: occurrence.args[p] for p in cursor.job.params if p in occurrence.args}
-            taken.append((occurrence, args, self._identity(cursor.job.job_id, args, occurrence.time)))
+        occurrence = cursor.next
+        while occurrence is not None and occurrence.time <= end and len(taken) < room:
+            args = _cut(occurrence.args, job.params)
+            taken.append((occurrence, args, _identity(equals, args, occurrence.time)))
             self._advance(cursor)
+            occurrence = cursor.next
         cursor.expected += len(taken)
         self._queue(cursor)
         return cursor, taken
@@ -99,7 +106,8 @@ class Cursors:
     def left(self, cursor: Cursor) -> None:
         """One of its runs is not expected any more."""
         cursor.expected -= 1
-        self._queue(cursor)
+        if not cursor.queued:
+            self._queue(cursor)
 
     def forget_before(self, instant: float) -> None:
         """Ordinals are only counted among occurrences that may still be handed out or made again."""
@@ -126,20 +134,29 @@ class Cursors:
         """Whether a schedule makes such a run among the next `look` occurrences not handed out yet."""
         return any(_makes(cursor, args, look) for cursor in self._by_job.get(job_id, ()))
 
-    def _identity(self, job_id: str, args: Args, instant: float) -> str:
-        # The schedule's place in the file is no part of it: among equals the ordinal is enough, and
-        # a job file whose schedules were put in another order must not bring a skipped run back.
-        counts = self._equals[job_id].counts
-        text = canonical(args)
-        ordinal = counts.get((text, instant), 0)
-        counts[text, instant] = ordinal + 1
-        return f"[{quoted(job_id)},{quoted(text)},{instant:.6f},{ordinal}]"
-
     def _queue(self, cursor: Cursor) -> None:
         if cursor.next is not None and not cursor.queued and cursor.expected < self._limit:
             cursor.queued = True
             self._seq += 1
-            heapq.heappush(self._heap, (cursor.next.time - self._horizon, self._seq, cursor))
+            heappush(self._heap, (cursor.next.time - self._horizon, self._seq, cursor))
+
+
+def _cut(given: Args, params: tuple[str, ...]) -> Args:
+    """What a schedule gives, of it only what the job has params for."""
+    return GivenArgs({p: given[p] for p in params if p in given}) if params else _NONE
+
+
+def _identity(equals: _Equals, args: Args, instant: float) -> str:
+    # The schedule's place in the file is no part of it: among equals the ordinal is enough, and
+    # a job file whose schedules were put in another order must not bring a skipped run back.
+    counts = equals.counts
+    if equals.alone and instant != equals.instant:
+        counts.clear()
+        equals.instant = instant
+    text = canonical(args)
+    ordinal = counts.get((text, instant), 0)
+    counts[text, instant] = ordinal + 1
+    return f"{equals.prefix}{quoted(text)},{instant:.6f},{ordinal}]"
 
 
 def _makes(cursor: Cursor, args: Mapping[str, str], look: int) -> bool:
@@ -148,7 +165,7 @@ def _makes(cursor: Cursor, args: Mapping[str, str], look: int) -> bool:
     params = cursor.job.params
     try:
         for occurrence in islice(cursor.schedule.after(cursor.next.time), look):
-            if {p: occurrence.args[p] for p in params if p in occurrence.args} == args:
+            if _cut(occurrence.args, params) == args:
                 return True
     except Exception:  # of a user's class: it is heard of when the cursor gets there
         pass
