@@ -39,6 +39,8 @@ ATTEMPTS = 3  # times that output is asked for in vain, before the verdict goes 
 SLICE = 4 * 1024 * 1024  # bytes asked for at once after the end: what may wait in memory for the disk
 ROOM = 0.25  # seconds until it is looked again whether output can be stored
 SAID = 4096  # bytes
+WARNINGS = 10  # of an agent, about one process
+NEAR = 0.97  # of a memory limit: whoever was killed there met it
 # Results are pushed when a process ends, but an agent may lose a push: this long, and we ask.
 SAFETY = 300.0
 
@@ -74,6 +76,8 @@ class Process:
         self._place = {k: v for k, v in (run.meta.get("program") or {}).items() if k == "aws_ecs"}
         self._limit = program.output_limit()
         self._start_message = wire.proc_start_request({proc_id: program.spec(run)})
+        self._properties = self._start_message["specs"][proc_id].get("systemd_properties") or {}
+        self._warned = False  # of limits that were not applied
         self._started = run.state in (State.RUNNING, State.STOPPING)
         self._here = False  # its agent is connected
         self._told_lost = False
@@ -204,6 +208,7 @@ class Process:
             self._unanswered()
         if self._ended or self._final is not None:
             return
+        self._heed_warnings(res)
         if isinstance(res.get("pid"), int):
             self._pid = res["pid"]
             self._signal_through_sudo()
@@ -234,6 +239,24 @@ class Process:
             self._host.report(self.run_id, Update(meta))
         self._update = False
 
+    def _heed_warnings(self, res: Json) -> None:
+        """Say what the agent could not do for the process, as ours tells; of others it can be inferred."""
+        limits = self._properties.get("slice") or {}
+        if self._warned or not limits:
+            return
+        warnings = res.get("warnings")
+        if isinstance(warnings, list) and warnings:
+            self._warned = True
+            for warning in warnings[:WARNINGS]:
+                self._remark(f"agent {self._agent()}: {str(warning)[:200]}")
+        elif res.get("state") == "terminated" and limits.get("memory_max") is not None:
+            accounting = res.get("cgroup_accounting")
+            if not isinstance(accounting, Mapping) or accounting.get("memory") is None:
+                self._warned = True
+                # It has no systemd at its service, or a kernel that lacks one of many figures.
+                text = "gave no account of memory: whether its limit was applied can't be told"
+                self._remark(f"agent {self._agent()} {text}")
+
     def unknown(self) -> None:
         if self._ended:
             return
@@ -242,8 +265,7 @@ class Process:
         elif self._started:
             self._finish(State.ERROR, f"agent {self._agent()} no longer knows the process")
         else:
-            properties = "systemd_properties" in next(iter(self._start_message["specs"].values()))
-            why = " (resources need an agent of version 0.5.0 or later)" if properties else ""
+            why = " (resources need an agent of version 0.5.0 or later)" if self._properties else ""
             text = f"agent {self._agent()} is too old or refused the specification: nothing was started"
             self._finish(State.ERROR, text + why)
 
@@ -491,9 +513,18 @@ class Process:
         limit = self._limit.max_size
         if self._limit.kill and limit is not None and self._end > limit and state is State.FAILURE:
             message = f"{message} (output exceeds {limit} bytes)"
+        if message == "killed by SIGKILL" and not run_state.get("signals") and self._met_memory_limit():
+            message = f"{message} (it needed more memory than its limit)"
         meta = self._meta(self._final)
         meta["stop"] = {"signals": list(run_state.get("signals") or ())}
         self._finish(state, message, meta)
+
+    def _met_memory_limit(self) -> bool:
+        limit = (self._properties.get("slice") or {}).get("memory_max")
+        accounting = (self._final or {}).get("cgroup_accounting")
+        memory = accounting.get("memory") if isinstance(accounting, Mapping) else None
+        peak = memory.get("peak") if isinstance(memory, Mapping) else None
+        return isinstance(limit, int) and isinstance(peak, int) and peak >= limit * NEAR
 
     def _finish(self, state: State, message: str | None, meta: Json | None = None) -> None:
         self._ended = True

@@ -426,6 +426,15 @@ def test_limits_are_accepted_where_they_cannot_be_applied(link: Link) -> None:
         "slice": {"memory_accounting": True, "memory_max": 10**9, "memory_swap_max": 0, "tasks_max": None},
     })  # fmt: skip
     assert res["state"] == "terminated"
+    if res["cgroup_accounting"] is None:
+        text = "not applied: the agent has no cgroup delegated to it"
+        assert res["warnings"] == [f"memory_max=1000000000 {text}", f"memory_swap_max=0 {text}"]
+
+
+def test_no_swap_alone_is_no_limit_that_would_be_missed(link: Link) -> None:
+    """Other servers ask for it with every program."""
+    properties = {"slice": {"memory_accounting": True, "memory_max": None, "memory_swap_max": 0}}
+    assert list(link.run("p", ["/bin/true"], systemd_properties=properties)) == RES_KEYS
 
 
 # -- signals and deletion

@@ -721,6 +721,53 @@ def test_what_sudo_does_not_permit_is_in_the_runs_message(said, why):
     assert story.verdict == (State.FAILURE, f"exit code 1{why}")
 
 
+# -- limits ----------------------------------------------------------------------------------------
+
+ACCOUNT = {"pids": None, "cpu_stat": {}, "memory": {"current": 0, "peak": 5_000_000, "swap_peak": None}}
+
+
+def test_a_limit_that_the_agent_could_not_apply_is_said_once_in_the_run_log():
+    story = Story(resources={"mem_max_gb": 1}).start()
+    res = result(warnings=["memory_max=1000000000 not applied: no cgroup"])
+    story.watcher.result(res)
+    story.watcher.result(res)
+    story.watcher.result(ended(0, warnings=res["warnings"], cgroup_accounting=None))
+    assert story.remarks == "agent A (node1): memory_max=1000000000 not applied: no cgroup"
+    assert story.verdict == (State.SUCCESS, None)
+
+
+@pytest.mark.parametrize(
+    "account", [{}, {"cgroup_accounting": None}, {"cgroup_accounting": {"memory": None}}]
+)
+def test_an_agent_that_gives_no_account_of_memory_leaves_the_limit_in_doubt(account):
+    """Agents before 0.5.0 lack the key, those without systemd have nothing in it."""
+    story = Story(resources={"mem_max_gb": 1}).running()
+    assert story.remarks == ""
+    story.watcher.result(ended(0, **account))
+    assert (
+        story.remarks
+        == "agent A (node1) gave no account of memory: whether its limit was applied can't be told"
+    )
+    for quiet in (Story().running(), Story(resources={"mem_max_gb": 1}).running()):
+        quiet.watcher.result(ended(0, cgroup_accounting=ACCOUNT))
+        assert quiet.remarks == ""
+    story = Story().running()
+    story.watcher.result(ended(0, **account))
+    assert story.remarks == ""
+
+
+def test_who_was_killed_at_its_memory_limit_is_told_so():
+    for gb, signals, hint in (
+        (0.005, [], " (it needed more memory than its limit)"),
+        (0.005, ["SIGKILL"], ""),
+        (1, [], ""),
+    ):
+        story = Story(resources={"mem_max_gb": gb}).running()
+        story.host.change("r1", run_state={**story.run.run_state, "signals": signals})
+        story.watcher.result(killed(9, "SIGKILL") | {"cgroup_accounting": ACCOUNT})
+        assert story.verdict == (State.FAILURE, f"killed by SIGKILL{hint}")
+
+
 # -- lost, back, restarted -------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 A subtree is ours if systemd marked it as delegated (`Delegate=yes`), if an unprivileged agent may write
 to it, or if it is the root of a container's cgroup namespace. Everywhere else nothing is touched, and
-limits are ignored with a word in the log, as agents without systemd do.
+limits are not applied: agents without systemd do the same, but ours says so with each result.
 
 Each program gets a cgroup below it, which it enters before exec, so that no descendant escapes. When the
 program has ended its accounting is read and what is left of its descendants is killed.
@@ -46,20 +46,27 @@ class Cgroup:
         # Opened by us, so that the child needs no right to it, only the descriptor.
         self.entrance: int | None = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
 
-    def limit(self, limits: Limits) -> None:
-        """Apply what can be applied, and say what cannot."""
+    def limit(self, limits: Limits) -> list[str]:
+        """Apply what can be applied; what cannot, in words."""
+        problems = []
         for name, amount in limits.slice.items():
             try:
                 _write(self.path / FILES[name], "max" if amount == MAX else str(amount))
+            except FileNotFoundError:
+                if name in limits.worth_a_word:
+                    controller = FILES[name].partition(".")[0]
+                    problems.append(
+                        f"{name}={amount} not applied: no {controller} controller in {self.path.parent}"
+                    )
             except OSError as error:
-                # Swap that is not counted cannot be used up either: no reason for a word.
-                level = logging.DEBUG if name == "memory_swap_max" else logging.WARNING
-                log.log(level, "limit %s=%d not applied: %s", name, amount, error)
+                if name in limits.worth_a_word:
+                    problems.append(f"{name}={amount} not applied: {error.strerror}")
         if limits.oom_policy in ("stop", "kill"):
             with contextlib.suppress(OSError):
                 _write(self.path / "memory.oom.group", "1")
-        for name in limits.scope:
-            log.warning("limit %s not applied: this agent does not know how", name)
+        for name, amount in limits.scope.items():
+            problems.append(f"{name}={amount} not applied: this agent does not know how")
+        return problems
 
     def entered(self) -> None:
         """The child has its copy of the entrance."""
@@ -68,7 +75,11 @@ class Cgroup:
             self.entrance = None
 
     def accounting(self) -> dict[str, Any] | None:
-        """Final figures in the form of `cgroup_accounting`; None where the kernel lacks one of them."""
+        """Final figures in the form of `cgroup_accounting`; None where there are none.
+
+        A figure that the kernel does not keep is None: `swap_peak` came with 6.5. Other agents then give
+        no figures at all.
+        """
         try:
             controllers = (self.path / "cgroup.controllers").read_text().split()
             cpu = dict(line.split() for line in (self.path / "cpu.stat").read_text().splitlines())
@@ -86,8 +97,12 @@ class Cgroup:
             log.debug("no accounting: %s", error)
             return None
 
-    def _figures(self, prefix: str, names: tuple[str, ...]) -> dict[str, int]:
-        return {name: int((self.path / (prefix + name.replace("_", "."))).read_text()) for name in names}
+    def _figures(self, prefix: str, names: tuple[str, ...]) -> dict[str, int | None]:
+        figures: dict[str, int | None] = dict.fromkeys(names)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                figures[name] = int((self.path / (prefix + name.replace("_", "."))).read_text())
+        return figures
 
     def end(self, loop: Loop) -> None:
         """Kill what is left in it, and remove it as soon as it is empty."""
@@ -132,15 +147,18 @@ class Cgroups:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def make(self, limits: Limits) -> Cgroup | None:
-        """A cgroup with these limits; None, said in the log, where the kernel refuses."""
+    def make(self, limits: Limits) -> tuple[Cgroup | None, list[str]]:
+        """A cgroup with these limits, None where the kernel refuses one; and what could not be applied."""
         try:
             cgroup = Cgroup(self.root / f"procstar{os.urandom(16).hex()}")
         except OSError as error:
-            log.warning("no cgroup, so no limits applied: %s", error)
-            return None
-        cgroup.limit(limits)
-        return cgroup
+            return None, unapplied(limits, f"no cgroup can be made: {error}")
+        return cgroup, cgroup.limit(limits)
+
+
+def unapplied(limits: Limits, why: str) -> list[str]:
+    """That none of these limits could be applied, in words."""
+    return [f"{name}={amount} not applied: {why}" for name, amount in limits.worth_a_word.items()]
 
 
 def find() -> Cgroups | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from apsislib.agent import children, results
 from apsislib.agent.captures import Capture, temporary_directory
-from apsislib.agent.cgroups import Cgroup, Cgroups
+from apsislib.agent.cgroups import Cgroup, Cgroups, unapplied
 from apsislib.agent.loop import READ, Loop
 from apsislib.agent.spec import Captured, PipeRead, Spec, check, fd_name
 from apsislib.errors import BadRequest, NotFound
@@ -36,6 +36,7 @@ class Proc:
     stop: float | None = None
     elapsed: float | None = None
     errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # limits that could not be applied
     error_pipe: int | None = None
     status: int | None = None
     rusage: resource.struct_rusage | None = None
@@ -186,6 +187,8 @@ class Procs:
             "status": None if proc.status is None else results.status_map(proc.status),
             "rusage": None if proc.rusage is None else results.rusage_map(proc.rusage),
             "fds": dict(sorted(fds.items())),
+            # Not known to other agents; servers keep what they know of a result, and pass over the rest.
+            **({"warnings": list(proc.warnings)} if proc.warnings else {}),
         }
 
     def reap(self) -> None:
@@ -214,9 +217,11 @@ class Procs:
             if isinstance(what, Captured):
                 proc.captures[fd] = Capture(what, self._directory)
         if self._cgroups is not None:
-            proc.cgroup = self._cgroups.make(proc.spec.limits)
-        elif proc.spec.limits:
-            log.warning("proc %s: no limits applied: no delegated cgroup here", proc.proc_id)
+            proc.cgroup, proc.warnings = self._cgroups.make(proc.spec.limits)
+        else:
+            proc.warnings = unapplied(proc.spec.limits, "the agent has no cgroup delegated to it")
+        for warning in proc.warnings:
+            log.warning("proc %s: %s", proc.proc_id, warning)
 
     def _fork(self, proc: Proc, ends: Mapping[tuple[str, int], int]) -> None:
         spec = proc.spec

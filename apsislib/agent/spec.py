@@ -96,8 +96,10 @@ class Limits:
     scope: Mapping[str, int] = field(default_factory=dict)
     oom_policy: str | None = None
 
-    def __bool__(self) -> bool:
-        return bool(self.slice or self.scope or self.oom_policy)
+    @property
+    def worth_a_word(self) -> dict[str, int]:
+        """What is missed where it is not applied. Servers forbid swap to every program, limited or not."""
+        return {**self.slice, **self.scope} if set(self.slice) - {"memory_swap_max"} else dict(self.scope)
 
 
 @dataclass(frozen=True)
