@@ -346,10 +346,10 @@ def _timestamp(*parts: str | None) -> datetime:
 # -- writing -------------------------------------------------------------------------------------
 
 
-def dump(value: Any) -> str:
-    """`value` as YAML, keys sorted, no anchors; load() gives it back."""
+def dump(value: Any, sort: bool = True) -> str:
+    """`value` as YAML, keys sorted (or in their order), no anchors; load() gives it back."""
     return str(
-        yaml.dump(_plainly(value), Dumper=_Writer, sort_keys=True, allow_unicode=True, width=110, indent=2)
+        yaml.dump(_plainly(value), Dumper=_Writer, sort_keys=sort, allow_unicode=True, width=110, indent=2)
     )
 
 
