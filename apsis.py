@@ -135,6 +135,7 @@ class Apsis:
             config.schedule.max_expected,
             config.waiting.max_time,
             tuple(a.to_json() for a in config.action),
+            config.schedule.catch_up,
             config.schedule.max_age if config.schedule.on_max_age == "record" else None,
         )
         self.driver = Driver(

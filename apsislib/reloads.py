@@ -58,7 +58,7 @@ def future_runs(
 
 def _deed(job: Job) -> dict[str, Any]:
     """What its runs do, whenever they do it."""
-    return {key: value for key, value in job.json.items() if key not in ("schedule", "metadata")}
+    return {key: value for key, value in job.json.items() if key not in ("schedule", "metadata", "catch_up")}
 
 
 def _keys(found: Counter[Full]) -> Counter[Key]:

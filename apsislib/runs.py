@@ -190,6 +190,7 @@ class Job:
     shared: dict[str, Any] = field(default_factory=dict, repr=False)  # what binding keeps for all its runs
     json: Json = field(default_factory=dict)  # the definition as API and database show it
     expect: Any = None  # expectations.Expectation; None: nothing is expected
+    catch_up: Any = None  # catchup.CatchUp; None: as the server's file says
 
 
 # -- runs ----------------------------------------------------------------------------------------

@@ -114,6 +114,7 @@ def job_object(job: Job, find_job: FindJob) -> dict[str, Any]:
         "action": [a.to_json() for a in job.actions],
         "metadata": {**job.metadata, "labels": labels(job.metadata)},
         "ad_hoc": job.ad_hoc,
+        **({} if job.catch_up is None else {"catch_up": job.catch_up.to_json()}),
         **({} if job.expect is None else {"expect": {**job.expect.to_json(), "str": str(job.expect)}}),
     }
 

@@ -279,6 +279,7 @@ class Sim:
         }
         self.kernel = Scheduler(self.settings, self.stored_clock, claimed)
         self.kernel.set_jobs(self.jobs.values())
+        self.kernel.lost(self.stored_clock, self.clock.wall(), "the server was down")
         live = [r for r in self.rows.values() if r.state not in FINISHED]
         limits = {j: self.programs[j].limits() for j in self.jobs}
         self.kernel.restore(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from apsislib.catchup import CatchUp
 from apsislib.config import Config, load
 from apsislib.errors import JobErrors
 
@@ -81,7 +82,8 @@ job_dir: /srv/jobs
 calendars: cal
 database: {{path: state.db, timeout: 30s}}
 runs: {{lookback: 7d, retention: 30 days}}
-schedule: {{horizon: 2 days, since: now, max_age: 1h, on_max_age: fail, max_expected: 50}}
+schedule: {{horizon: 2 days, since: now, max_age: 1h, on_max_age: fail, max_expected: 50,
+           catch_up: {{policy: latest, window: 2h, cap: 5, pace: 0.5}}}}
 waiting: {{max_time: 12h}}
 program: {{timeout: {{duration: 1 day, signal: INT}}}}
 output: {{max_size: 5 MiB, on_max_size: kill}}
@@ -113,6 +115,7 @@ procstar:
     schedule = config.schedule
     assert (schedule.horizon, schedule.since, schedule.max_age) == (172800, "now", 3600)
     assert (schedule.on_max_age, schedule.max_expected) == ("fail", 50)
+    assert schedule.catch_up == CatchUp("latest", 7200, 5, 0.5)
     assert config.waiting.max_time == 43200
     assert (config.program.timeout.duration, config.program.timeout.signal) == (86400, signal.SIGINT)
     assert (config.output.max_size, config.output.on_max_size) == (5 * 2**20, "kill")
@@ -215,6 +218,8 @@ def test_retention_is_a_duration_off_or_left_to_the_database(read):
         ("program: {timeout: {signal: SIGFOO}}", "program.timeout.signal: not a signal: SIGFOO"),
         ("runs: {lookback: 1w}", "runs.lookback: can't parse as duration: 1w: unknown unit w"),
         ("schedule: {max_expected: 0}", "schedule.max_expected must be a whole number from 1 to 1000000: 0"),
+        ("schedule: {catch_up: most}", "schedule.catch_up: must be one of all, latest, none: 'most'"),
+        ("schedule: {catch_up: {cap: 0}}", "schedule.catch_up: must be a whole number from 1 to 1000000: 0"),
         ("schedule: {on_max_age: skip}", "schedule.on_max_age must be one of record, fail: 'skip'"),
         ("output: {max_size: 0}", "output.max_size must be above 0 and below 1 PB: 0"),
         ("http: {port: 65536}", "http.port must be a whole number from 0 to 65535: 65536"),

@@ -44,6 +44,7 @@ TABLE = {
     "schedule.horizon": "test_scheduled_runs_reach_to_the_horizon_and_to_a_number",
     "schedule.max_expected": "test_scheduled_runs_reach_to_the_horizon_and_to_a_number",
     "schedule.since": REFUSED,
+    "schedule.catch_up": "test_downtime.test_what_is_made_up_for_is_as_the_servers_file_and_the_job_say",
     "schedule.max_age": "test_downtime.test_what_is_older_than_max_age_is_shown_as_missed",
     "schedule.on_max_age": REFUSED,
     "waiting.max_time": "test_a_run_that_waits_for_too_long_is_an_error",

@@ -12,10 +12,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import installation
 import pytest
 from installation import PROGRAM, SLOW, Installation
 
-from apsislib.clock import Deadline
+from apsislib.clock import Deadline, WallClock
 from apsislib.driver import health
 from apsislib.errors import Unavailable
 from apsislib.runs import Lost, Running, Update
@@ -194,5 +195,37 @@ def test_a_timer_that_is_late_is_an_ailment(tmp_path: Path, monkeypatch: pytest.
         while (ill := site.get("/api/v1/health")).status_code == 200:
             pass
         assert ill.status_code == 503 and ill.json()["reasons"] == ["the timer is 0 s late"]
+    finally:
+        site.stop()
+
+
+class Suspended(WallClock):
+    """Can be made to have slept: the monotonic clock does not count that."""
+
+    slept = 0.0
+
+    def wall(self) -> float:
+        return super().wall() + self.slept
+
+    def boot(self) -> float:
+        return super().boot() + self.slept
+
+
+def test_a_host_that_was_suspended_is_the_reason_of_what_is_begun_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Suspended()
+    monkeypatch.setattr(installation, "WallClock", lambda: clock)
+    site = Installation(tmp_path, {"rare": "schedule: {type: interval, interval: 600}\n" + PROGRAM}).start()
+    try:
+        clock.slept = 1800.0
+        site.make("rare")  # wakes the timer
+        until(site, "rare", "success", 4)
+        with site.store.read() as reader:
+            runs = [run for run in reader.runs(job_id="rare") if run.occurrence]
+        assert len(runs) == 3
+        assert all(run.meta["reasons"]["late"].startswith("the host was suspended from ") for run in runs), (
+            runs
+        )
     finally:
         site.stop()

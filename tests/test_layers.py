@@ -47,6 +47,7 @@ FLOORS = {
     "apsislib.schedules": 23,
     "apsislib.previews": 24,
     "apsislib.expectations": 21,
+    "apsislib.catchup": 21,
     "apsislib.conditions": 21,
     "apsislib.extensions": 22,
     "apsislib.actions": 23,

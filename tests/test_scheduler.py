@@ -10,6 +10,7 @@ import pytest
 from sim import Sim, SimProgram, instant
 
 from apsislib.actions import ScheduleAction
+from apsislib.catchup import DEFAULT, CatchUp
 from apsislib.conditions import Const, Dependency, MaxRunning, SkipDuplicate
 from apsislib.errors import RunError
 from apsislib.runs import (
@@ -53,6 +54,7 @@ class Every:
 
 
 FOREVER = SimProgram(None)
+AT_ONCE = CatchUp(pace="off").over(DEFAULT)
 
 
 # -- schedules ---------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def test_occurrences_missed_while_down_run_at_start(sim: Sim) -> None:
 
 
 def test_what_is_older_than_max_age_is_recorded_as_missed_and_not_run() -> None:
-    sim = Sim(settings=Settings(max_age=150))
+    sim = Sim(settings=Settings(max_age=150, catch_up=AT_ONCE))
     sim.add_job("tick", Every(60))
     sim.run_for(0)
     sim.clock.advance(600)
@@ -175,7 +177,8 @@ def test_what_is_older_than_max_age_is_recorded_as_missed_and_not_run() -> None:
     missed = runs[1:8]  # due 540 to 180 s ago
     assert len(runs) == 11
     assert [r.state for r in runs] == [State.SUCCESS] + 7 * [State.SKIPPED] + 3 * [State.SUCCESS]
-    said = [f"skipped: missed: due {540 - 60 * n} s ago, schedule.max_age is 150 s" for n in range(7)]
+    down = "the server was down from 2026-01-01T00:00:00+00:00 to 2026-01-01T00:10:00+00:00"
+    said = [f"skipped: missed: {down}; due {540 - 60 * n} s ago, schedule.max_age is 150 s" for n in range(7)]
     assert [sim.log[r.run_id][-1] for r in missed] == said
     sim.crash()
     assert len(sim.runs("tick")) == 11

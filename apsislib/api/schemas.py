@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from apsislib.catchup import POLICIES
 from apsislib.operations import VERBS
 from apsislib.states import State
 
@@ -252,7 +253,16 @@ SCHEMAS: dict[str, Schema] = {
         refused=mapping(TEXT) | {"description": "why not, by run ID"},
     ),
     "Job": record(
-        {"expect": record({"within": NUMBER, "by": TEXT, "tz": TEXT, "max_duration": NUMBER}, str=TEXT)},
+        {
+            "expect": record({"within": NUMBER, "by": TEXT, "tz": TEXT, "max_duration": NUMBER}, str=TEXT),
+            "catch_up": record(
+                {
+                    "policy": {"enum": list(POLICIES)},
+                    "window": {"anyOf": [NUMBER, {"const": "off"}]},
+                    "cap": WHOLE,
+                }
+            ),
+        },
         job_id=TEXT,
         params=array(TEXT),
         schedule=array(record({}, True, str=TEXT, enabled=FLAG, words=TEXT)),

@@ -119,7 +119,12 @@ def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:
     if program:
         lines.append(plain(f"{program.get('type')}: {program.get('str', '')}"))
     lines += [plain(f"- {cond.get('str', cond.get('type'))}") for cond in run.get("conds") or ()] or ["none"]
-    return [*lines, state_line(run, now, terminal, utc), ""]
+    lines.append(state_line(run, now, terminal, utc))
+    reasons = run.get("reasons", {})
+    lines += [
+        plain(f"{alarm}: {reasons[alarm]}" if alarm in reasons else alarm) for alarm in run.get("alarms", ())
+    ]
+    return [*lines, ""]
 
 
 def values(mapping: Json, terminal: Terminal, indent: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from apsislib import actions
+from apsislib import actions, catchup
 from apsislib.config import values
 
 
@@ -60,6 +60,10 @@ class Schedule:
     horizon: float = _key(values.duration, 86400.0)
     # Where scheduling goes on at start: the later of the stored clock and this instant. None: stored.
     since: float | Literal["now"] | None = _key(values.since, None)
+    # What becomes of occurrences that nothing could be started for in time, as the server was down, say:
+    # all, latest or none, or {policy, window, cap, pace}. A job may say otherwise. All: a scheduler that
+    # leaves work out of its own accord is not trusted with it.
+    catch_up: catchup.CatchUp = _key(catchup.parse_server, catchup.DEFAULT)
     # Occurrences missed by more seconds than this are not run. None: all that were missed are run.
     max_age: float | None = _key(values.duration_or_off, None)
     # What is done about those: recorded as missed, or the server refuses to start.

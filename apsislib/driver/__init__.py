@@ -42,8 +42,6 @@ from apsislib.store import Store
 
 log = logging.getLogger(__name__)
 
-DOWN = 5.0  # s; without a server, before that is a reason for a late start
-
 
 class Driver:
     """The engine, as the rest of the server sees it. Its verbs are those of its rooms."""
@@ -80,8 +78,6 @@ class Driver:
                 )
             kernel = Scheduler(settings, start, reader.occurrences(start))
             ad_hoc = reader.ad_hoc()
-        if stored is not None and now - stored > DOWN:
-            kernel.down = stored, now
         if start != stored:  # else a server that ends at once would forget when it began
             kernel.outbox.append(SetClock(start))
 
@@ -91,7 +87,7 @@ class Driver:
         book.restore_ad_hoc(ad_hoc)
         outside = Outside(store, parts.smtp, parts.get_calendar, book.get, looking.expected)
         self._hands = hands = Hands(guard, outside)
-        self._timer = timer = Timer(guard, hands, parts.die)
+        self._timer = timer = Timer(guard, hands, parts.die, stored)
         self._making = making = Making(guard, book, looking, parts)
         operating = Operating(guard, looking, making)
         health = Health(guard, timer, hands, feed)

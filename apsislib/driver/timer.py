@@ -17,11 +17,15 @@ log = logging.getLogger(__name__)
 NAP = 5.0  # s; a wall clock set forward by an operator must not be slept through
 SLICE = 100  # steps of one hold of the lock: a few ms
 STEP = 1.0  # s; a wall clock that moved so far against the boot clock was set, not slewed
+LAG = 1.0  # s; a timer that was away for so long was kept from it: stopped, or starved
 STALLED = 30.0  # s; without a round of the timer, which naps for NAP at most
 
 
 class Timer:
-    def __init__(self, guard: Guard, hands: Hands, die: Callable[[str], None]) -> None:
+    def __init__(
+        self, guard: Guard, hands: Hands, die: Callable[[str], None], down_since: float | None
+    ) -> None:
+        """`down_since`: the wall instant up to which an earlier process has come."""
         self._guard = guard
         self._hands = hands
         self._die = die
@@ -29,6 +33,10 @@ class Timer:
         self.is_running = threading.Event()  # runs of earlier times have been taken up
         self.lateness = Extent()
         self._offset = clock.wall() - clock.boot()
+        self._down_since = down_since
+        self._began = clock.wall()  # the first round
+        # Wall, boot and monotonic instants at which the last round ended, and how long it then meant to nap.
+        self._left: tuple[float, float, float, float] | None = None
         self._complaints: list[str] = []  # apsis-timer only: to be logged when the lock is let go
         self._ticked = clock.monotonic()  # when it last had the lock
         self.thread = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
@@ -64,6 +72,7 @@ class Timer:
             self._ticked = self.clock.monotonic()
             wall, boot = self.clock.wall(), self.clock.boot()
             stepped = self._notice_step(wall, boot)
+            self._notice_gap(wall, boot, stepped)
             due = kernel.next_due()
             # What the clock jumped over, or fell due while no server was there, is not the timer's doing.
             if due is not None and due <= wall and self.is_running.is_set() and not stepped:
@@ -71,6 +80,7 @@ class Timer:
             kernel.tick(wall, boot, SLICE, brake=guard.store.braked)
             if not self.is_running.is_set() and not kernel.binding and (kernel.due() or wall + 1) > wall:
                 kernel.restored()
+                kernel.lost(self._began, wall, "the server was starting")
                 self.is_running.set()
             self._complaints += kernel.failures()
             guard.flush_locked()
@@ -83,7 +93,9 @@ class Timer:
                 if next_boot is not None:
                     nap = min(nap, next_boot - self.clock.boot())
             # Between slices of a burst the lock is let go for an instant: commands must get in.
-            guard.sleep_locked(max(nap, 0.0002))
+            nap = max(nap, 0.0002)
+            self._left = self.clock.wall(), self.clock.boot(), self.clock.monotonic(), nap
+            guard.sleep_locked(nap)
             return not guard.stopping
 
     def _notice_step(self, wall: float, boot: float) -> bool:
@@ -93,5 +105,22 @@ class Timer:
         if abs(delta) <= STEP:
             return False
         log.warning("the wall clock was set by %+.3f s; schedules follow it, durations do not", delta)
-        self._guard.kernel.stepped(delta, wall)
+        kernel = self._guard.kernel
+        kernel.stepped(delta, wall)
+        kernel.lost(wall - delta, wall, "the clock was set forward")
         return True
+
+    def _notice_gap(self, wall: float, boot: float, stepped: bool) -> None:
+        """Tell the kernel since when this thread could do nothing, if that was for long."""
+        kernel = self._guard.kernel
+        if self._left is None:
+            self._began = wall
+            if self._down_since is not None:
+                kernel.lost(self._down_since, wall, "the server was down")
+            return
+        since, boot_then, then, nap = self._left
+        away = self.clock.monotonic() - then
+        if boot - boot_then - away > LAG:
+            kernel.lost(since, wall, "the host was suspended")
+        elif away > nap + LAG and not stepped:
+            kernel.lost(since, wall, "the server stood still")

@@ -12,7 +12,7 @@ from datetime import date, datetime
 from math import isfinite
 from typing import Any
 
-from apsislib import actions, expectations, extensions, schedules
+from apsislib import actions, catchup, expectations, extensions, schedules
 from apsislib.calendars import Calendars
 from apsislib.errors import FieldError
 from apsislib.runs import Job, Program
@@ -25,6 +25,7 @@ _KEYS = (
     "action",
     "successors",
     "expect",
+    "catch_up",
     "metadata",
     "ad_hoc",
     "job_id",
@@ -98,6 +99,9 @@ class Reading:
         expect = self.attempt(
             lambda value: expectations.parse(value, tuple(parsed_schedules)), mapping.get("expect"), "expect"
         )
+        catch_up = self.attempt(catchup.parse, mapping.get("catch_up"), "catch_up")
+        if catch_up is not None and mapping.get("schedule") in (None, []):
+            self.doubts.append(FieldError("has no meaning without a schedule; remove it", ["catch_up"]))
         if self.errors or program is None:
             return None
         return Job(
@@ -120,8 +124,10 @@ class Reading:
                 "metadata": metadata,
                 "ad_hoc": self.ad_hoc,
                 **({} if expect is None else {"expect": expect.to_json()}),
+                **({} if catch_up is None else {"catch_up": catch_up.to_json()}),
             },
             expect=expect,
+            catch_up=catch_up,
         )
 
     def check_keys(self, mapping: Mapping[Any, Any]) -> None:

@@ -14,6 +14,7 @@ The life of a run is told by the rooms, in this order:
     waiting      from waiting on: conditions
     executing    from starting to the end: programs, stops, timeouts
     lateness     what is expected of runs, and who does not keep to it
+    gaps         when nothing could be started, and what of it is made up for
     restoring    at start: runs of an earlier process
 
 and the Scheduler below is the door to them: the rest of the server sees nothing else.
@@ -26,10 +27,11 @@ from collections.abc import Collection, Iterable, Sequence
 from apsislib.conditions import OCCUPYING, Verdict
 from apsislib.errors import RunError
 from apsislib.operations import refusal
-from apsislib.runs import Alarm, Effect, Forget, Job, Report, Run, Wake, stamp
+from apsislib.runs import Alarm, Effect, Forget, Job, Report, Run, Wake
 from apsislib.scheduler import lateness, restoring
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.executing import Executing
+from apsislib.scheduler.gaps import Gaps
 from apsislib.scheduler.ledger import Ledger, Settings
 from apsislib.scheduler.waiting import Waiting
 from apsislib.states import FINISHED, State
@@ -46,9 +48,10 @@ class Scheduler:
         self._ledger = ledger = Ledger(settings)
         self._alarms = ledger.alarms
         self._ahead = Ahead(ledger, clock, claimed)
-        self._executing = Executing(ledger)
+        self._gaps = Gaps(ledger, self._ahead)
+        self._executing = Executing(ledger, self._gaps)
         self._waiting = Waiting(ledger, self, self._executing.begin)
-        self.down: tuple[float, float] | None = None  # since when and until when there was no server
+        self._braked_since: float | None = None  # wall
         self.runs, self.expected, self.leaving = ledger.runs, ledger.expected, ledger.leaving
         self.live, self.occupied, self.ended = ledger.live, ledger.occupied, ledger.ended
         self.planned = self._ahead.planned
@@ -74,7 +77,11 @@ class Scheduler:
         """
         ledger, alarms = self._ledger, self._alarms
         ledger.braked = brake
+        if not brake and self._braked_since is not None:
+            self.lost(self._braked_since, wall, "the database could not be written")
+            self._braked_since = None
         if brake:
+            self._braked_since = wall if self._braked_since is None else self._braked_since
             while limit > 0 and (due := alarms.pop(float("-inf"), boot)) is not None:
                 limit -= 1
                 self._ring(*due, wall, boot)
@@ -100,6 +107,10 @@ class Scheduler:
     def next_due(self) -> float | None:
         """The wall instant of the next schedule or stop time of a run that is there."""
         return self._alarms.next_wall()
+
+    def lost(self, start: float, end: float, reason: str) -> None:
+        """Between these wall instants nothing was started that was due: `reason` is a sentence."""
+        self._gaps.add(start, end, reason)
 
     def stepped(self, delta: float, wall: float) -> None:
         """The wall clock was set by `delta` seconds: ends of durations, stored by it, move along."""
@@ -138,20 +149,15 @@ class Scheduler:
 
     def _due(self, run: Run, wall: float, boot: float) -> None:
         """Its schedule time has come, or somebody started it by hand."""
-        run = self._ahead.claim(run)
-        ledger, max_age = self._ledger, self._ledger.settings.max_age
-        schedule = run.times["schedule"]
-        if self.down is not None and self.down[0] <= schedule < self.down[1]:
-            since, until = map(stamp, self.down)
-            text = f"{wall - schedule:.0f} s late: the server was down from {since} to {until}"
-            ledger.note(run, wall, text)
-        if run.occurrence and max_age is not None and wall - schedule > max_age:
-            text = f"skipped: missed: due {wall - schedule:.0f} s ago, schedule.max_age is {max_age:g} s"
-            ledger.move(run, State.SKIPPED, wall, text)
-        elif run.program is None:  # an expected run that could not be bound
+        cursor = self._ahead.cursor_of(run)
+        found = self._gaps.sift(self._ahead.claim(run), cursor, wall)
+        if found is None:
+            return
+        run = found
+        if run.program is None:  # an expected run that could not be bound
             message = str(run.meta.get("unbound", "not bound"))
-            ledger.output(run, message)
-            ledger.move(run, State.ERROR, wall, f"error: {message}")
+            self._ledger.output(run, message)
+            self._ledger.move(run, State.ERROR, wall, f"error: {message}")
         elif not run.conds:
             self._executing.begin(run, wall, boot)
         else:
@@ -257,7 +263,7 @@ class Scheduler:
     def restore(self, runs: Iterable[Run], wall: float, boot: float) -> None:
         """Unfinished runs of an earlier process, all at once. Waiting ones are judged after `restored`."""
         self._ledger.held = True
-        restoring.restore(self._ledger, self._waiting, runs, wall, boot)
+        restoring.restore(self._ledger, self._waiting, self._gaps, runs, wall, boot)
 
     def restored(self) -> None:
         """Expected runs have been made: waiting runs may be judged."""

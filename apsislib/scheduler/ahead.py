@@ -43,6 +43,7 @@ class Ahead:
         self._prune_at = 1000  # claimed identities; those before the clock can't be made again
         self._notes: dict[str, str] = {}  # run ID: what to say of an expected run's time
         self._has_claimed = False  # since the clock was moved
+        self._skipped: dict[Cursor, float] = {}  # what was left out, and nobody knows of yet: from when on
 
     # -- jobs ----------------------------------------------------------------------------------------
 
@@ -59,6 +60,7 @@ class Ahead:
             for run in list(self._ledger.expected.get(job_id, {}).values()):
                 self._discard(run)
                 self._ledger.outbox.append(Drop(run.run_id))
+        self._skipped = {cursor: t for cursor, t in self._skipped.items() if self.cursors.goes_on(cursor)}
         self.set_jobs(changed)
         for job in touched:
             self.jobs[job.job_id] = job
@@ -88,6 +90,20 @@ class Ahead:
             self._token += 1
             self._binding[self._token] = fresh[0][0].time, cursor, fresh
             self._ledger.outbox.append(Bind(self._token, cursor.job, tuple(fresh)))
+
+    def skip(self, cursor: Cursor, instant: float) -> None:
+        """Make nothing of before `instant`: one run for all of it says that it was missed."""
+        assert cursor.next is not None
+        self._skipped.setdefault(cursor, cursor.next.time)
+        self.cursors.skip(cursor, instant)
+
+    def skipped(self, cursor: Cursor) -> float | None:
+        """The first instant that was left out; to be asked, and told, once."""
+        return self._skipped.pop(cursor, None) if self._skipped else None
+
+    def cursor_of(self, run: Run) -> Cursor | None:
+        """Of an expected run."""
+        return self._cursor_of.get(run.run_id)
 
     @property
     def binding(self) -> bool:
@@ -173,6 +189,8 @@ class Ahead:
         for earliest, _, _ in self._binding.values():
             if earliest < to:
                 to = earliest
+        if self._skipped:
+            to = min(to, *self._skipped.values())
         if to > self.clock and (self._has_claimed or to >= self.clock + CLOCK_STEP):
             self._has_claimed = False
             self.clock = to

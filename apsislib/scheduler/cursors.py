@@ -71,6 +71,20 @@ class Cursors:
         """Whether it stands for a schedule still: its job was neither removed nor changed."""
         return cursor in self._by_job.get(cursor.job.job_id, ())
 
+    def schedules(self, job_id: str) -> list[Schedule]:
+        """The job's enabled schedules."""
+        return [cursor.schedule for cursor in self._by_job.get(job_id, ())]
+
+    def behind(self, instant: float) -> list[Cursor]:
+        """Those that have yet to hand out something of before `instant`."""
+        every = (cursor for cursors in self._by_job.values() for cursor in cursors)
+        return [cursor for cursor in every if cursor.next is not None and cursor.next.time < instant]
+
+    def skip(self, cursor: Cursor, instant: float) -> None:
+        """Hand out nothing of before `instant`."""
+        self._advance(cursor, instant)
+        self._queue(cursor)
+
     def due(self) -> float | None:
         """The wall instant at which the next occurrence comes within the horizon."""
         while self._heap and self._heap[0][2].next is None:

@@ -22,8 +22,10 @@ from apsislib.runs import (
     Unplaced,
     Update,
     signal_name,
+    stamp,
 )
 from apsislib.scheduler import lateness
+from apsislib.scheduler.gaps import BUSY, Gaps
 from apsislib.scheduler.ledger import Ledger, keep
 from apsislib.states import State
 
@@ -31,8 +33,9 @@ SIGKILL = 9
 
 
 class Executing:
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, gaps: Gaps) -> None:
         self._ledger = ledger
+        self._gaps = gaps
         self._alarms = ledger.alarms
 
     def begin(self, run: Run, wall: float, boot: float) -> None:
@@ -59,7 +62,9 @@ class Executing:
                 self._store_state(run.but(meta={**run.meta, "program": meta}), run_state)
             case Placed(run_state) if run.state is State.STARTING:
                 alarms.disarm(run_id, Alarm.START)
-                run = self._store_state(run, run_state)
+                group = (run.program or {}).get("group_id")
+                nobody = None if group is None else f"no agent of group {group} took it before {stamp(wall)}"
+                run = self._store_state(self._held_up(run, nobody, wall), run_state)
                 ledger.outbox.append(Send(run))
             case Unplaced(reason) if run.state is State.STARTING:
                 alarms.disarm(run_id, Alarm.RECONNECT)
@@ -85,6 +90,7 @@ class Executing:
 
     def _run(self, run: Run, report: Running, wall: float, boot: float) -> None:
         ledger, alarms, run_id = self._ledger, self._alarms, run.run_id
+        run = self._held_up(run, None, wall)
         asked = run.run_state and run.run_state.get("stop_asked")
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
         run_state = keep(run, report.run_state or run.run_state)
@@ -100,6 +106,15 @@ class Executing:
             self.stop(run, wall, boot)
         elif stop is not None:
             alarms.arm(run_id, Alarm.STOP, stop)
+
+    def _held_up(self, run: Run, otherwise: str | None, wall: float) -> Run:
+        """It was to be started long ago: called late if there is a reason, if only `otherwise`."""
+        begun = run.times.get("starting", wall)
+        if wall - begun <= BUSY or "late" in run.meta.get("reasons", ()):
+            return run
+        why = self._gaps.between(begun, wall) or otherwise
+        text = f"{wall - begun:.0f} s late: {why}"
+        return run if why is None else lateness.call_late(self._ledger, run, why, wall, text)
 
     def _finish(self, run: Run, report: Finished, wall: float) -> None:
         state = report.state

@@ -38,6 +38,23 @@ def ring(ledger: Ledger, run: Run, kind: Alarm, when: float, wall: float) -> Non
             _raise(ledger, run, "long", wall, f"has been running for more than {seconds:g} s")
 
 
+def call_late(ledger: Ledger, run: Run, why: str, wall: float, text: str) -> Run:
+    """It begins late, and not by its own doing. No alarm: for that there is what its job expects."""
+    ledger.note(run, wall, text)
+    return run.but(meta={**run.meta, "reasons": {**run.meta.get("reasons", {}), "late": why}})
+
+
+def miss(ledger: Ledger, run: Run, why: str, wall: float) -> None:
+    """It is not begun at all, as it should have been long ago. An alarm, if its job expects anything."""
+    meta = {**run.meta, "reasons": {**run.meta.get("reasons", {}), "missed": why}}
+    raised = not {"late", "missed"}.isdisjoint(run.meta.get("expect") or ())
+    if raised:
+        meta["alarms"] = [*run.meta.get("alarms", ()), "missed"]
+    run = ledger.move(run, State.SKIPPED, wall, f"skipped: missed: {why}", meta=meta)
+    if raised:
+        _follow(ledger, run, "missed")
+
+
 def _raise(ledger: Ledger, run: Run, alarm: str, wall: float, message: str) -> None:
     """Once in the life of a run."""
     raised = [*run.meta.get("alarms", ()), alarm]
@@ -45,6 +62,10 @@ def _raise(ledger: Ledger, run: Run, alarm: str, wall: float, message: str) -> N
     meta = {**run.meta, "alarms": raised, "reasons": reasons}
     run = ledger.alter(run.but(meta=meta, rev=run.rev + 1), transition=True)
     ledger.note(run, wall, f"{alarm}: {message}")
+    _follow(ledger, run, alarm)
+
+
+def _follow(ledger: Ledger, run: Run, alarm: str) -> None:
     for index, action in enumerate((*run.actions, *ledger.settings.actions)):
         if actions.owed_by_alarm(action, alarm, run.state):
             ledger.outbox.append(Owe(f"{run.run_id}/{index}/{alarm}", run, action))

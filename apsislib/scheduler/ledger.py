@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from apsislib import actions
+from apsislib import actions, catchup
 from apsislib.conditions import OCCUPYING, RunKey
 from apsislib.errors import RunError
 from apsislib.runs import Alarm, Effect, Json, Note, Output, Owe, Run, Save
@@ -29,6 +29,7 @@ class Settings:
     max_expected: int = 2000  # per schedule: an every-second job must not fill the memory
     max_waiting: float | None = None
     actions: tuple[Json, ...] = ()  # owed by every run, besides its job's
+    catch_up: catchup.CatchUp = catchup.DEFAULT  # complete
     max_age: float | None = None  # occurrences that are later than this are recorded as missed, not run
 
 

@@ -7,24 +7,27 @@ from collections.abc import Iterable
 from apsislib.errors import ApsisError
 from apsislib.runs import Alarm, Connect, Launch, Run
 from apsislib.scheduler import lateness
+from apsislib.scheduler.gaps import Gaps
 from apsislib.scheduler.ledger import Ledger
 from apsislib.scheduler.waiting import Waiting
 from apsislib.states import State
 
 
-def restore(ledger: Ledger, waiting: Waiting, runs: Iterable[Run], wall: float, boot: float) -> None:
+def restore(
+    ledger: Ledger, waiting: Waiting, gaps: Gaps, runs: Iterable[Run], wall: float, boot: float
+) -> None:
     """All of them at once: conditions look at the others."""
     runs = list(runs)
     for run in runs:
         ledger.enter(run)
     for run in runs:
         try:
-            _restore(ledger, waiting, run, wall, boot)
+            _restore(ledger, waiting, gaps, run, wall, boot)
         except (ApsisError, LookupError, TypeError, ValueError) as error:
             ledger.move(run, State.ERROR, wall, f"error: could not be restored: {error}", force=True)
 
 
-def _restore(ledger: Ledger, waiting: Waiting, run: Run, wall: float, boot: float) -> None:
+def _restore(ledger: Ledger, waiting: Waiting, gaps: Gaps, run: Run, wall: float, boot: float) -> None:
     alarms = ledger.alarms
     lateness.watch(alarms, run)
     for name, end in ((run.run_state or {}).get("timers") or {}).items():
@@ -35,7 +38,8 @@ def _restore(ledger: Ledger, waiting: Waiting, run: Run, wall: float, boot: floa
     match run.state:
         case State.SCHEDULED:
             ledger.note(run, wall, "restored")
-            alarms.arm(run.run_id, Alarm.DUE, run.times["schedule"])
+            put_off = run.occurrence is not None and "late" in run.meta.get("reasons", ())
+            alarms.arm(run.run_id, Alarm.DUE, gaps.slot(wall) if put_off else run.times["schedule"])
         case State.WAITING:
             ledger.note(run, wall, "restored")
             waiting.restore(run, wall, boot)

@@ -1,0 +1,198 @@
+"""Times in which nothing could be started, and what becomes of the runs that were due in them.
+
+The server was down, the host suspended, the disk full, the clock set forward: whatever was due in such
+a gap is begun late, or recorded as missed, as `catch_up` says; and says why.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from itertools import islice, takewhile
+
+from apsislib.catchup import CatchUp, newest
+from apsislib.runs import Alarm, Job, Run, Schedule, stamp
+from apsislib.scheduler import lateness
+from apsislib.scheduler.ahead import Ahead
+from apsislib.scheduler.cursors import Cursor
+from apsislib.scheduler.ledger import Ledger
+
+LATE = 1.0  # s; what begins later than this, because of a gap, is called late
+BUSY = 5.0  # s; and so is, without one, what begins later than this
+SHORT = 10.0  # s; a gap that is shorter is a hiccup, a restart: all of it is made up for, and at once
+KEPT = 20  # gaps that are remembered
+# Missed runs of a schedule, the newest, that are recorded one by one; of the older ones one tells.
+RECORDED = 1000
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What of a job is made up for: from when on, by schedule, and how many of just that instant."""
+
+    job: Job
+    start: dict[int, float]  # by id of the schedule
+    why: str  # nothing before
+    instant: float = float("-inf")
+    room: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Gap:
+    start: float  # wall instants
+    end: float
+    reason: str
+    plans: dict[str, _Plan] = field(default_factory=dict)  # by job ID
+
+    def __str__(self) -> str:
+        return f"{self.reason} from {stamp(self.start)} to {stamp(self.end)}"
+
+
+class Gaps:
+    def __init__(self, ledger: Ledger, ahead: Ahead) -> None:
+        self._ledger = ledger
+        self._ahead = ahead
+        self._gaps: list[Gap] = []
+        self._slot = float("-inf")  # wall instant before which no other run is made up for
+
+    def add(self, start: float, end: float, reason: str) -> None:
+        """Nothing was started between these wall instants."""
+        if end <= start:
+            return
+        gap = Gap(start, end, reason)
+        self._gaps = [*self._gaps[1 - KEPT :], gap]
+        if end - start >= SHORT:
+            for cursor in self._ahead.cursors.behind(end):
+                self._skip(cursor, end)
+
+    def _skip(self, cursor: Cursor, end: float) -> None:
+        """An every-second job that was missed for a month: the oldest are not recorded one by one."""
+        assert cursor.next is not None
+        most = RECORDED + (self._policy(cursor.job).cap or 0)
+        first = cursor.next.time
+        try:
+            after = takewhile(lambda occurrence: occurrence.time < end, cursor.schedule.after(first))
+            if sum(1 for _ in islice(after, most + 1)) > most:
+                self._ahead.skip(cursor, newest(cursor.schedule, first, end, most)[0])
+        except Exception:  # of a user's class: it is heard of when the cursor gets there
+            return
+
+    # -- a run is due --------------------------------------------------------------------------------
+
+    def sift(self, run: Run, cursor: Cursor | None, wall: float) -> Run | None:
+        """A run whose time has come, as it is to go on; None: it was missed, or is put off.
+
+        `cursor`: of the schedule that has made it, unless somebody has decided about it before.
+        """
+        before = None if cursor is None else self._ahead.skipped(cursor)
+        if before is not None:
+            text = f"what else was due before, from {stamp(before)} on, was missed, too"
+            self._ledger.note(run, wall, text)
+        late = wall - run.times["schedule"]
+        if late <= LATE:
+            return run
+        gap = self._of(run.times["schedule"])
+        missed = self._missed(run, cursor, gap, late)
+        if missed is not None:
+            lateness.miss(self._ledger, run, missed if gap is None else f"{gap}; {missed}", wall)
+            return None
+        # One made by hand for an instant in the past has not been late before it was made.
+        due = run.times["schedule"] if run.occurrence else max(run.times["schedule"], run.times["scheduled"])
+        why = self.why(due, wall)
+        if why is None or "late" in run.meta.get("reasons", ()):
+            return run
+        slot = wall
+        if gap is not None and cursor is not None and gap.end - gap.start >= SHORT:
+            slot = self.slot(wall)
+        text = f"{wall - due:.0f} s late: {why}"
+        if slot <= wall:
+            return lateness.call_late(self._ledger, run, why, wall, text)
+        run = lateness.call_late(self._ledger, run, why, wall, f"{text}; to be begun at {stamp(slot)}")
+        self._ledger.alter(run.but(expected=False), transition=True)
+        self._ledger.alarms.arm(run.run_id, Alarm.DUE, slot)
+        return None
+
+    def slot(self, wall: float) -> float:
+        """When another late run may begin: they are paced."""
+        pace = self._ledger.settings.catch_up.pace
+        slot = max(wall, self._slot)
+        if isinstance(pace, float):
+            self._slot = slot + 1 / pace
+        return slot
+
+    def why(self, due: float, wall: float) -> str | None:
+        """Why what was due then has not begun before now; None: it is as good as on time."""
+        if wall - due <= LATE:
+            return None
+        return self.between(due, wall) or ("the server could not keep up" if wall - due > BUSY else None)
+
+    def between(self, start: float, end: float) -> str | None:
+        """The latest gap that there was between two instants, in words."""
+        return next((str(gap) for gap in reversed(self._gaps) if gap.start < end and gap.end > start), None)
+
+    def _of(self, instant: float) -> Gap | None:
+        return next((gap for gap in reversed(self._gaps) if gap.start <= instant < gap.end), None)
+
+    # -- what is made up for ---------------------------------------------------------------------------
+
+    def _policy(self, job: Job) -> CatchUp:
+        said = job.catch_up or CatchUp()
+        return said.over(self._ledger.settings.catch_up)
+
+    def _missed(self, run: Run, cursor: Cursor | None, gap: Gap | None, late: float) -> str | None:
+        """Why it is not made up for; None: it is."""
+        max_age = self._ledger.settings.max_age
+        if (
+            run.occurrence
+            and max_age is not None
+            and late > max_age
+            and "late" not in run.meta.get("reasons", ())
+        ):
+            return f"due {late:.0f} s ago, schedule.max_age is {max_age:g} s"
+        if gap is None or cursor is None or gap.end - gap.start < SHORT:
+            return None
+        plan = gap.plans.get(cursor.job.job_id)
+        if plan is None or plan.job is not cursor.job:
+            plan = gap.plans[cursor.job.job_id] = self._plan(cursor.job, gap)
+        instant = run.times["schedule"]
+        if instant < plan.start.get(id(cursor.schedule), gap.start):
+            return plan.why
+        if instant == plan.instant:
+            plan.room -= 1
+            if plan.room < 0:
+                return plan.why
+        return None
+
+    def _plan(self, job: Job, gap: Gap) -> _Plan:
+        policy = self._policy(job)
+        schedules = self._ahead.cursors.schedules(job.job_id)
+        start, why = gap.start, "catch_up is none"
+        if isinstance(policy.window, float) and gap.end - policy.window > start:
+            start, why = gap.end - policy.window, f"catch_up.window is {policy.window:g} s"
+        if policy.policy == "none":
+            return _Plan(job, {id(s): gap.end for s in schedules}, "catch_up is none")
+        if policy.policy == "latest":
+            last = {id(s): _last(s, start, gap.end) for s in schedules}
+            return _Plan(job, last, "catch_up is latest")
+        cap = policy.cap or 0
+        instants = sorted(t for s in schedules for t in _latest(s, start, gap.end, cap + 1))
+        plan = _Plan(job, {id(s): start for s in schedules}, why)
+        if len(instants) > cap:
+            plan.why = f"catch_up.cap is {cap} runs of a job"
+            plan.instant = instants[-cap]
+            plan.room = cap - (len(instants) - bisect_right(instants, plan.instant))
+            plan.start = {id(s): plan.instant for s in schedules}
+        return plan
+
+
+def _last(schedule: Schedule, start: float, end: float) -> float:
+    found = _latest(schedule, start, end, 1)
+    return found[0] if found else end
+
+
+def _latest(schedule: Schedule, start: float, end: float, count: int) -> list[float]:
+    try:
+        after = takewhile(lambda occurrence: occurrence.time < end, schedule.after(start))
+        found = [occurrence.time for occurrence in islice(after, count + 1)]
+        return found if len(found) <= count else newest(schedule, start, end, count)
+    except Exception:  # of a user's class: it is heard of when the cursor gets there
+        return []
