@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import logging
 import random
+import re
 import ssl
 import threading
 from collections import deque
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from apsislib import wire
 from apsislib.clock import Clock, Deadline
@@ -115,7 +117,9 @@ class AgentServer:
     `output_full` tells that output waits for the disk: an agent in the middle of sending some is then
     not read on. `on_change` is given the messages of the summary stream, `agent_conn` and
     `agent_conn_delete`; it must not block. `reconnect_timeout`, in seconds: for how long a lost agent
-    that has no processes of ours is remembered.
+    that has no processes of ours is remembered. `claimed(conn_id, proc_id, result)` is asked, on the
+    agent's thread, about each process that nobody watches, whether somebody looks after it; if so, they
+    watch() or dismiss() it.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class AgentServer:
         reconnect_timeout: float | None = KEEP,
         output_full: Callable[[], bool] = lambda: False,
         on_change: Callable[[dict[str, Any]], None] = lambda change: None,
+        claimed: Callable[[str, str, Mapping[str, Any]], bool] = lambda conn_id, proc_id, res: False,
         ping: float = PING,
         silence: float = SILENCE,
     ) -> None:
@@ -137,7 +142,9 @@ class AgentServer:
         self._stopping = threading.Event()
         self._janitor = threading.Thread(target=self._tidy_for_ever, name="apsis-agents")
         self._lock = threading.Lock()  # protects all below, and agents and links as they say; leaf
-        self._shared = Shared(clock, output_full, ping, silence, self._changed, self._available, self._lock)
+        self._shared = Shared(
+            clock, output_full, ping, silence, self._changed, self._available, claimed, self._lock
+        )
         self._agents: dict[str, Agent] = {}
         self._where: dict[str, Agent] = {}  # by proc ID that is watched
         self._history: deque[dict[str, Any]] = deque(maxlen=REMEMBERED)
@@ -302,6 +309,19 @@ class AgentServer:
         if link is not None:
             link.post(lambda: link.delete(proc_id))
 
+    def abandon(self, proc_id: str, conn_id: str) -> None:
+        """Watch the process no more, but let its record be: if the agent has it, it is a leftover."""
+        self.unwatch(proc_id)
+        link = self._link(self._agents.get(conn_id))
+        if link is not None:
+            link.post(link.look_for_leftovers)
+
+    def dismiss(self, proc_id: str, conn_id: str, res: Mapping[str, Any]) -> None:
+        """Nobody has anything to do with the process, whose latest result this is."""
+        link = self._link(self._agents.get(conn_id))
+        if link is not None:
+            link.post(lambda: link.dismiss(proc_id, res))
+
     def send(self, conn_id: str, message: Mapping[str, Any], fate: Fate | None = None) -> bool:
         """Queue a message. False: the agent is not connected, and nothing will be written.
 
@@ -340,6 +360,18 @@ class AgentServer:
         with self._lock:
             agent = self._agents.get(conn_id)
             return None if agent is None or agent.info is None else agent.record()
+
+    def instance(self, conn_id: str) -> str | None:
+        """Which process the agent is, as it was when last seen: another one knows nothing of its work."""
+        with self._lock:
+            agent = self._agents.get(conn_id)
+            return None if agent is None or agent.info is None else agent.instance
+
+    def heard(self, conn_id: str) -> float | None:
+        """The wall instant of the last sign of life of an agent that was lost."""
+        with self._lock:
+            agent = self._agents.get(conn_id)
+            return None if agent is None else agent.heard
 
     def connections(self) -> dict[str, dict[str, Any]]:
         """conn_id -> record, of all agents seen since the server started and not forgotten."""
@@ -490,6 +522,7 @@ class AgentServer:
     def _connect_locked(self, agent: Agent, register: Message, connection: Connection) -> Link:
         agent.group_id = register["conn"]["group_id"]
         agent.state = register["shutdown_state"]
+        agent.instance = _instance(register)
         agent.drained = False
         agent.lost_at = None
         agent.procs = set(register["proc_ids"] or ())
@@ -561,6 +594,21 @@ class AgentServer:
 _PROC = ("pid", "ppid", "uid", "euid", "username", "gid", "egid", "groupname", "hostname")
 
 
+def _instance(register: Message) -> str:
+    """Which process of its conn_id an agent is. That of others is told by its number; but in a container
+    each life of the first process has the same one, so that is taken for another unless its conn_id is
+    random, as it is by default."""
+    if register.get("instance"):
+        return str(register["instance"])
+    conn_id, proc = register["conn"]["conn_id"], register["proc"]
+    if proc["pid"] is None or (proc["pid"] == 1 and not _UUID.fullmatch(conn_id)):
+        return str(uuid4())
+    return f"{proc['hostname']} {proc['pid']}"
+
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
 def _refusal(register: Message, token: str) -> str | None:
     """Why an agent may not register; None: it may."""
     if not hmac.compare_digest(register["access_token"].encode(), token.encode()):
@@ -569,6 +617,8 @@ def _refusal(register: Message, token: str) -> str | None:
         name = register["conn"][key]
         if not name or len(name) > MAX_NAME or not name.isprintable():
             return f"its {key} is empty, too long or unprintable"
+    if len(register.get("instance") or "") > MAX_NAME:
+        return "its instance is too long"
     if any(not proc_id or len(proc_id) > MAX_NAME for proc_id in register["proc_ids"] or ()):
         return "one of its proc IDs is empty or too long"
     return None

@@ -54,6 +54,7 @@ class Host:
         self.report = driver.report
         self.run = driver.live_run
         self.spawn = driver.spawn
+        self.stored, self.note, self.offer = driver.stored, driver.note, driver.offer
         self.put_output = store.put_output
         self._store = store
 
@@ -91,6 +92,7 @@ class Apsis:
         from apsislib.scheduler import Settings
         from apsislib.store import Store
         from apsislib.watch import Watcher
+        from programs.late import Truths
 
         self.config = config
         clock = WallClock()
@@ -129,6 +131,7 @@ class Apsis:
                 reconnect_timeout=agent.connection.reconnect_timeout,
                 output_full=self.store.output_full,
                 on_change=lambda change: self.feed.publish([change]),
+                claimed=lambda conn_id, proc_id, res: self.truths.claimed(conn_id, proc_id, res),
             )
         settings = Settings(
             config.schedule.horizon,
@@ -156,6 +159,8 @@ class Apsis:
             since=config.schedule.since,
             refuse_older=config.schedule.max_age if config.schedule.on_max_age == "fail" else None,
         )
+        if self.agents is not None:
+            self.truths = Truths(table.load, Host(self.driver, self.store, clock, self.agents), self.agents)
         self.store.committed = self.driver.committed
         self.store.unwritable = self.driver.unwritable
         self.store.failing = self._say_failing

@@ -59,6 +59,8 @@ class Shared:
     silence: float  # seconds without a byte after which a connection is dead
     changed: Callable[[Agent], None]  # what is shown of the agent changed
     available: Callable[[Agent], None]  # it takes work from now on
+    # (conn_id, proc ID, result): whether somebody looks after a process that nobody watches.
+    claimed: Callable[[str, str, Mapping[str, Any]], bool]
     lock: threading.Lock  # protects agents and links as they say; leaf
     restored: bool = False  # all live runs watch their processes; protected by the lock
 
@@ -82,6 +84,8 @@ class Agent:
     procs: set[str] = field(default_factory=set)
     vague: bool = False
     lost_at: float | None = None  # monotonic; since when it is not connected
+    heard: float | None = None  # wall; its last sign of life, of one that is not connected
+    instance: str = ""  # which process it is: another one has nothing of what this one was sent
     info: dict[str, Any] | None = None  # None: not seen in this life of the server
 
     def __post_init__(self) -> None:
@@ -351,10 +355,17 @@ class Link:
         """A record that nobody watches goes once its process has ended; a process is never touched."""
         with self._lock:
             restored = self._shared.restored
-        if restored and res.get("state") == "running":
+        if restored and not self._shared.claimed(self.agent.conn_id, proc_id, res):
+            self.dismiss(proc_id, res)
+
+    def dismiss(self, proc_id: str, res: Mapping[str, Any]) -> None:
+        """Nobody has anything to do with the process."""
+        if self._watcher(proc_id) is not None:
+            return
+        if res.get("state") == "running":
             text = "agent %s runs a process that belongs to no live run: proc_id=%s pid=%s"
             log.warning(text, self.agent.conn_id, proc_id, res.get("pid"))
-        elif restored:
+        else:
             self.delete(proc_id)
 
     def delete(self, proc_id: str) -> None:
@@ -398,6 +409,7 @@ class Link:
         with self._lock:
             self.agent.link, self.agent.ready = None, False
             self.agent.lost_at = self._clock.monotonic()
+            self.agent.heard = self._clock.wall() - (self.agent.lost_at - self.connection.last_received)
             self.agent.promised.clear()
             unsent, self._outbox = self._outbox or deque(), None
             self._posted.clear()

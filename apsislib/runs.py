@@ -218,6 +218,7 @@ class Run:
     program: Json | None = None  # bound; None where binding failed
     conds: tuple[Json, ...] = ()  # bound
     actions: tuple[Json, ...] = ()
+    # "given_up": what a run was whose agent did not come back in time, "late_verdict": its real end;
     # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s},
     # "alarms": [raised ones], "reasons": {alarm, raised or not: why}
     meta: Json = field(default_factory=dict)
@@ -330,6 +331,7 @@ class Lost:
     """The agent's connection is gone: the reconnect timeout starts."""
 
     conn_id: str
+    heard: float | None = None  # wall; its last sign of life, if there was one since the server started
 
 
 @record

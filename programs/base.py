@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from uuid import uuid4
 
 from apsislib import templates
 from apsislib.clock import Clock
@@ -133,6 +134,18 @@ class Agents(Protocol):
     def forget(self, proc_id: str, conn_id: str) -> None:
         """The process is of no more interest: have the agent delete its record, now or when it is back."""
 
+    def abandon(self, proc_id: str, conn_id: str) -> None:
+        """Watch the process no more, but leave the agent its record."""
+
+    def dismiss(self, proc_id: str, conn_id: str, res: Json) -> None:
+        """Nobody has anything to do with a process that was claimed: delete its record, if it has ended."""
+
+    def instance(self, conn_id: str) -> str | None:
+        """Which process the agent is: another one has nothing of what this one was sent."""
+
+    def heard(self, conn_id: str) -> float | None:
+        """The wall instant of the last sign of life of an agent that was lost."""
+
     def poll(self, proc_id: str) -> None:
         """Have the watcher's `poll` called soon."""
 
@@ -156,6 +169,15 @@ class Host(Protocol):
 
     def run(self, run_id: str) -> Run | None:
         """The run as it is now; None once it is finished and out of memory."""
+
+    def stored(self, run_id: str) -> Run | None:
+        """The run as it is on disk, for threads that may wait. Raises Unavailable."""
+
+    def note(self, run_id: str, text: str) -> None:
+        """A line for the log of a run that may have ended."""
+
+    def offer(self, run_id: str, state: State, message: str | None, meta: Json | None) -> None:
+        """Tell how a run really ended that was given up. For threads that may wait. Raises Unavailable."""
 
     def put_output(
         self,
@@ -223,6 +245,16 @@ class Bound:
 
     def connect(self, run: Run, host: Host) -> None:
         """The server was restarted and found this run starting (already placed), running or stopping."""
+
+
+def new_proc_id(run_id: str) -> str:
+    """An ID for a process of the run. It names the run, so that who finds the process can ask for it."""
+    return f"{run_id}.{uuid4()}"
+
+
+def run_of_proc(proc_id: str) -> str:
+    """The run ID in the ID of a process; something that is none if the process is not ours."""
+    return proc_id.partition(".")[0]
 
 
 def lasting(run: Run) -> dict[str, Any]:

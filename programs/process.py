@@ -81,6 +81,8 @@ class Process:
         self._started = run.state in (State.RUNNING, State.STOPPING)
         self._here = False  # its agent is connected
         self._told_lost = False
+        # Which process of the agent the start was, or may have been, sent to.
+        self._instance: str | None = (run.run_state or {}).get("agent")
         self._sent: float | None = None  # monotonic; when the start was written on this connection
         self._final: Json | None = None  # the result that says it ended
         self._ended = False  # Finished is reported; Forget will follow
@@ -129,6 +131,7 @@ class Process:
         """Of the start request."""
         if written:
             self._sent = self._now()
+            self._instance = self._agents.instance(self.conn_id)
             self._agents.poll(self.proc_id)
         elif not self._started and not self._ended:
             self._unplace(f"agent {self.conn_id} was lost before the start was sent to it")
@@ -150,7 +153,7 @@ class Process:
 
     def _tell_lost(self) -> None:
         self._told_lost = True
-        self._host.report(self.run_id, Lost(self.conn_id))
+        self._host.report(self.run_id, Lost(self.conn_id, self._agents.heard(self.conn_id)))
 
     def registered(self, listed: bool) -> None:
         self._here = True
@@ -184,6 +187,10 @@ class Process:
         elif self._started:
             why = "the agent was restarted, or the record deleted"
             self._finish(State.ERROR, f"agent {self._agent()} no longer has the process: {why}")
+        elif self._instance is None or self._instance != self._agents.instance(self.conn_id):
+            # The process that it was sent to is no more, but the program may be: it outlives agents.
+            text = "was restarted while the start was on its way to it: the program may have started"
+            self._finish(State.ERROR, f"agent {self._agent()} {text}")
         elif not self._agents.send(self.conn_id, self._start_message, self._fate):
             # What was sent on an older connection never came: the agent would list it. So once more,
             # or elsewhere if that can't be sent either.

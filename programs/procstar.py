@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from signal import SIGTERM
 from typing import Any
-from uuid import uuid4
 
 from apsislib import wire
 from apsislib.errors import FieldError
@@ -29,6 +28,7 @@ from programs.base import (
     duration,
     is_static,
     lasting,
+    new_proc_id,
     number,
     optional,
     output_limit,
@@ -337,7 +337,7 @@ class Procstar(Bound):
     # -- what is done --
 
     def prepare(self, run: Run) -> dict[str, Any]:
-        return {"proc_id": str(uuid4())}
+        return {"proc_id": new_proc_id(run.run_id)}
 
     def launch(self, run: Run, host: Host) -> None:
         agents = host.agents
@@ -347,8 +347,8 @@ class Procstar(Bound):
             return
         conn_id = agents.choose(self.group_id)
         if conn_id is not None:
-            state = {"proc_id": str(uuid4())} | lasting(run)
-            host.report(run.run_id, Placed(state | {"conn_id": conn_id}))
+            state = {"proc_id": new_proc_id(run.run_id)} | lasting(run)
+            host.report(run.run_id, Placed(state | {"conn_id": conn_id, "agent": agents.instance(conn_id)}))
             return
         if self.settings.start_timeout == 0:
             text = f"no connected agent in group: {self.group_id}"
@@ -418,7 +418,9 @@ class Procstar(Bound):
     def forget(self, run: Run, host: Host) -> None:
         state = run.run_state or {}
         if host.agents is not None and state.get("proc_id") and state.get("conn_id"):
-            host.agents.forget(state["proc_id"], state["conn_id"])
+            # The truth about a run that was given up may still come: see late.py.
+            waits = "given_up" in run.meta and "late_verdict" not in run.meta
+            (host.agents.abandon if waits else host.agents.forget)(state["proc_id"], state["conn_id"])
 
     def connect(self, run: Run, host: Host) -> None:
         if run.state is State.STARTING and not (run.run_state or {}).get("conn_id"):

@@ -108,6 +108,8 @@ class FakeAgents:
         self.forgotten: list[str] = []
         self.drained: list[str] = []
         self.wanting: list[Callable[[], None]] = []
+        self.abandoned: list[str] = []
+        self.life = "A's first"
 
     def choose(self, group_id: str) -> str | None:
         return "A" if self.here and not self.drained else None
@@ -148,6 +150,18 @@ class FakeAgents:
         if fate is not None:
             fate(True)
         return True
+
+    def abandon(self, proc_id: str, conn_id: str) -> None:
+        self.unwatch(proc_id)
+        self.abandoned.append(proc_id)
+
+    def dismiss(self, proc_id: str, conn_id: str, res: Mapping[str, Any]) -> None:
+        self.forgotten.append(proc_id)
+
+    def instance(self, conn_id: str) -> str:
+        return self.life
+
+    def heard(self, conn_id: str) -> None: ...
 
     def poll(self, proc_id: str) -> None: ...
 

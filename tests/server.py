@@ -30,7 +30,58 @@ _OURS = ("APSIS_HOST", "NO_COLOR", "COLUMNS", "LINES", "TERM", "TZ", "PYTHONPATH
 _CONFIG = "job_dir: jobs\ndatabase: {path: apsis.db}\nprocstar: {agent: {local: true}}\n"
 
 
-class Server:
+class Client:
+    """Asks the server at `url`."""
+
+    url: str
+
+    def get(self, path: str, **query: str) -> Any:
+        answer = requests.get(self.url + path, params=query, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def post(self, path: str, body: Any = None, **query: str) -> Any:
+        answer = requests.post(self.url + path, json=body, params=query, timeout=30)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def schedule(self, body: Mapping[str, Any]) -> str:
+        """The run ID of a new run."""
+        return str(next(iter(self.post("/runs", body)["runs"])))
+
+    def run(self, run_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.get(f"/runs/{run_id}")["runs"][run_id]
+        return found
+
+    def until(self, run_id: str, *states: str) -> dict[str, Any]:
+        """The run, once it is in one of `states`."""
+        end = time.monotonic() + 60
+        with connect(f"ws{self.url[4:]}/runs/{run_id}/updates?init", max_size=None) as stream:
+            while True:
+                parts = json.loads(stream.recv(max(0.01, end - time.monotonic())))
+                if "run" in parts and parts["run"]["state"] in states:
+                    return self.run(run_id)
+
+    def output(self, run_id: str) -> bytes:
+        return requests.get(f"{self.url}/runs/{run_id}/output/output", timeout=30).content
+
+    def until_printed(self, run_id: str, text: bytes) -> None:
+        """Returns once the output of a run that goes on is `text`."""
+        end = time.monotonic() + 60
+        found = b""
+        with connect(
+            f"ws{self.url[4:]}/runs/{run_id}/output/output/updates?start=0", max_size=None
+        ) as stream:
+            while found != text:
+                message = stream.recv(max(0.01, end - time.monotonic()))
+                assert isinstance(message, bytes)
+                found += message.partition(b"\r\n\r\n")[2]
+
+    def messages(self, run_id: str) -> list[str]:
+        return [entry["message"] for entry in self.get(f"/runs/{run_id}/log")["run_log"]]
+
+
+class Server(Client):
     """A server in `directory`, whose apsis.yaml and jobs are written unless they are there."""
 
     def __init__(
@@ -128,53 +179,6 @@ class Server:
             if self.process is not None and self.process.poll() is None:
                 self.kill()
             self.end_agent()
-
-    # -- asking ------------------------------------------------------------------------------------
-
-    def get(self, path: str, **query: str) -> Any:
-        answer = requests.get(self.url + path, params=query, timeout=30)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def post(self, path: str, body: Any = None, **query: str) -> Any:
-        answer = requests.post(self.url + path, json=body, params=query, timeout=30)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-    def schedule(self, body: Mapping[str, Any]) -> str:
-        """The run ID of a new run."""
-        return str(next(iter(self.post("/runs", body)["runs"])))
-
-    def run(self, run_id: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.get(f"/runs/{run_id}")["runs"][run_id]
-        return found
-
-    def until(self, run_id: str, *states: str) -> dict[str, Any]:
-        """The run, once it is in one of `states`."""
-        end = time.monotonic() + 60
-        with connect(f"ws{self.url[4:]}/runs/{run_id}/updates?init", max_size=None) as stream:
-            while True:
-                parts = json.loads(stream.recv(max(0.01, end - time.monotonic())))
-                if "run" in parts and parts["run"]["state"] in states:
-                    return self.run(run_id)
-
-    def output(self, run_id: str) -> bytes:
-        return requests.get(f"{self.url}/runs/{run_id}/output/output", timeout=30).content
-
-    def until_printed(self, run_id: str, text: bytes) -> None:
-        """Returns once the output of a run that goes on is `text`."""
-        end = time.monotonic() + 60
-        found = b""
-        with connect(
-            f"ws{self.url[4:]}/runs/{run_id}/output/output/updates?start=0", max_size=None
-        ) as stream:
-            while found != text:
-                message = stream.recv(max(0.01, end - time.monotonic()))
-                assert isinstance(message, bytes)
-                found += message.partition(b"\r\n\r\n")[2]
-
-    def messages(self, run_id: str) -> list[str]:
-        return [entry["message"] for entry in self.get(f"/runs/{run_id}/log")["run_log"]]
 
     # -- the command line --------------------------------------------------------------------------
 

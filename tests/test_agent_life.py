@@ -73,7 +73,8 @@ def test_an_agent_says_who_it_is_and_nothing_else(peer: Peer, agents: Agents) ->
     env = {"PROCSTAR_GROUP_ID": "batch"}
     agent = agents(peer=peer, env=env)
     register = peer.link().register
-    assert list(register) == ["type", "conn", "proc", "proc_ids", "access_token", "shutdown_state"]
+    theirs = ["type", "conn", "proc", "proc_ids", "access_token", "shutdown_state"]
+    assert list(register) == [*theirs, "instance"] and len(register["instance"]) == 36
     conn_id = register["conn"].pop("conn_id")
     assert len(conn_id) == 36 and register["conn"] == {"group_id": "batch", "restricted_exe": None}
     assert list(register["proc"]) == [
@@ -218,7 +219,7 @@ def test_a_ping_follows_registration_at_once_and_pings_are_answered(
     connect(agents, server)
     raw = Raw(server)
     first, register = raw.frame()
-    assert first == 0x82 and register.startswith(b"\x86\xa4type\xa8Register")
+    assert first == 0x82 and register.startswith(b"\x87\xa4type\xa8Register")
     raw.send(REGISTERED)
     assert raw.frame() == (0x89, b"")
     raw.send(b"abcd", first=0x89)
@@ -253,7 +254,7 @@ def test_a_server_that_falls_silent_is_left_for_a_new_connection(
     began = time.monotonic()
     assert raw.frame()[0] == 0x89
     assert raw.ended() and 0.4 < time.monotonic() - began < 5
-    assert Raw(server).frame()[1].startswith(b"\x86\xa4type\xa8Register")
+    assert Raw(server).frame()[1].startswith(b"\x87\xa4type\xa8Register")
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_nothing_is_sent_before_the_choice_of_agent_is_committed():
     story = Story()
     story.program.launch(story.run, story.host)
     assert story.agents.sent == []
-    assert story.host.of(Placed) == [Placed({"proc_id": "p", "conn_id": "A"})]
+    assert story.host.of(Placed) == [Placed({"proc_id": "p", "conn_id": "A", "agent": "A's first"})]
     story.program.send(story.run, story.host)
     capture = {"mode": "tempfile", "encoding": None, "attached": False}
     spec = {
@@ -233,6 +233,22 @@ def test_a_start_lost_with_its_connection_is_sent_again_to_the_same_agent():
     assert story.host.of(Back) == [Back("A")]
     story.watcher.result(result())
     assert story.run.state is State.RUNNING
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_start_lost_with_its_agents_process_is_not_sent_to_the_next_one(restarted):
+    """What the older process of the same conn_id had started may well run."""
+    story = Story().start()
+    story.agents.take()
+    if restarted:
+        story.restart()
+    else:
+        story.watcher.lost()
+    story.agents.life = "A's second"
+    story.watcher.registered(listed=False)
+    assert story.agents.take("ProcStartRequest") == []
+    state, message = story.verdict
+    assert state is State.ERROR and "the program may have started" in str(message)
 
 
 def test_a_start_that_arrived_before_its_connection_was_lost_is_not_sent_again():

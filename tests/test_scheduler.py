@@ -26,6 +26,7 @@ from apsislib.runs import (
     Save,
     Signal,
     Unplaced,
+    stamp,
 )
 from apsislib.scheduler import Settings
 from apsislib.states import FINISHED, TRANSITIONS, State, reachable
@@ -374,12 +375,41 @@ def test_a_start_whose_agent_stays_away_is_an_error_that_does_not_deny_it(sim: S
     sim.settle()
     now = sim.clock.wall(), sim.clock.boot()
     sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
-    sim.kernel.report(run_id, Lost("c"), *now)
+    sim.kernel.report(run_id, Lost("c", now[0] - 5), *now)
     sim.run_for(99)
     assert sim.state(run_id) is State.STARTING
     sim.run_for(2)
     assert sim.state(run_id) is State.ERROR
-    assert sim.log[run_id][-1].endswith("conn_id c: may have started")
+    heard = stamp(now[0] - 5)
+    assert sim.log[run_id][-1].endswith(f"conn_id c, last heard of at {heard}: may have started")
+
+
+def test_a_run_that_was_given_up_frees_its_slot_and_is_offered_its_late_verdict(sim: Sim) -> None:
+    limits = Limits(reconnect_timeout=100)
+    one = MaxRunning("1")
+    sim.add_job("job", program=SimProgram(None, limits=limits), conditions=(one,))
+    first, second = sim.schedule("job"), sim.schedule("job")
+    sim.settle()
+    assert (sim.state(first), sim.state(second)) == (State.RUNNING, State.WAITING)
+    now = sim.clock.wall(), sim.clock.boot()
+    sim.kernel.runs[first] = sim.kernel.runs[first].but(run_state={"proc_id": "p", "conn_id": "c"})
+    sim.kernel.report(first, Lost("c"), *now)
+    sim.run_for(101)
+    assert (sim.state(first), sim.state(second)) == (State.ERROR, State.RUNNING)
+    given_up = sim.rows[first].meta["given_up"]
+    assert given_up == {"proc_id": "p", "conn_id": "c", "state": "running"}
+    sim.kernel.offer(sim.rows[first], State.SUCCESS, None, {"pid": 7}, sim.clock.wall())
+    sim.commit()
+    row = sim.rows[first]
+    assert row.state is State.ERROR and row.meta["program"] == {"pid": 7}
+    assert row.meta["late_verdict"] == {"state": "success", "message": None, "time": sim.clock.wall()}
+    assert sim.log[first][-2:] == [
+        "late verdict: success",
+        f"it stays error; to accept the late verdict: apsis mark success {first}",
+    ]
+    sim.kernel.offer(row, State.FAILURE, None, None, sim.clock.wall())
+    sim.commit()
+    assert sim.rows[first] == row
 
 
 def test_a_stepped_wall_clock_does_not_touch_durations(sim: Sim) -> None:

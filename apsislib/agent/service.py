@@ -13,6 +13,7 @@ import os
 import pwd
 import ssl
 import threading
+import uuid
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -49,6 +50,7 @@ class Service:
         self._shutdown = shutdown
         self._options = options
         self._process = _process_info()
+        self._instance = str(uuid.uuid4())
         self._conn: sockets.Connection | None = None
         self._registered = False
         self._since = 0.0  # monotonic, when this connection was registered
@@ -118,6 +120,7 @@ class Service:
                     proc_ids=self._procs.ids(),
                     access_token=os.environ.get("PROCSTAR_AGENT_TOKEN", ""),
                     shutdown_state=self._shutdown.state,
+                    instance=self._instance,
                 )
             )
         )

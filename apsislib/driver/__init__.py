@@ -12,6 +12,7 @@ after the writer has said that it is on disk. A room for each of these, in the o
     making       runs made by hand, as reruns, by actions, ahead of time
     operating    what operators do to runs
     looking      runs as readers see them
+    late         what is learned about runs that have ended already
     health       figures, and what ails the server
 """
 
@@ -26,6 +27,7 @@ from apsislib.driver.book import Book
 from apsislib.driver.guard import Guard
 from apsislib.driver.hands import Hands
 from apsislib.driver.health import Health
+from apsislib.driver.late import Late
 from apsislib.driver.looking import Looking
 from apsislib.driver.making import Making
 from apsislib.driver.operating import Operating
@@ -104,6 +106,8 @@ class Driver:
         self.expected, self.expected_run = looking.expected, looking.expected_run
         self.next_runs = looking.next_runs
         self.waiting = looking.waiting
+        late = Late(guard)
+        self.stored, self.note, self.offer = late.stored, late.note, late.offer
         self.stats, self.status, self.ailments = health.stats, health.status, health.ailments
         self.peak = health.peak
         # Last: what programs are given has some of these verbs.

@@ -27,10 +27,10 @@ from collections.abc import Collection, Iterable, Sequence
 from apsislib.conditions import OCCUPYING, Verdict
 from apsislib.errors import RunError
 from apsislib.operations import refusal
-from apsislib.runs import Alarm, Effect, Forget, Job, Report, Run, Wake
+from apsislib.runs import Alarm, Effect, Forget, Job, Json, Report, Run, Wake
 from apsislib.scheduler import lateness, restoring
 from apsislib.scheduler.ahead import Ahead
-from apsislib.scheduler.executing import Executing
+from apsislib.scheduler.executing import Executing, given_up
 from apsislib.scheduler.gaps import Gaps
 from apsislib.scheduler.ledger import Ledger, Settings
 from apsislib.scheduler.waiting import Waiting
@@ -52,6 +52,7 @@ class Scheduler:
         self._executing = Executing(ledger, self._gaps)
         self._waiting = Waiting(ledger, self, self._executing.begin)
         self._braked_since: float | None = None  # wall
+        self.marks = 0  # there have been: who reads a run without the lock sees that one came between
         self.runs, self.expected, self.leaving = ledger.runs, ledger.expected, ledger.leaving
         self.live, self.occupied, self.ended = ledger.live, ledger.occupied, ledger.ended
         self.planned = self._ahead.planned
@@ -205,6 +206,10 @@ class Scheduler:
         if run is not None and run.state not in FINISHED:
             self._executing.report(run, report, wall, boot)
 
+    def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
+        """How a run that was given up really ended; `run` as stored, if it is not in memory any more."""
+        self._executing.offer(self.runs.get(run.run_id, run), state, message, program, wall)
+
     def retired(self, job_ids: Collection[str]) -> None:
         """Finished runs of these jobs have left the database."""
         self._ledger.outcomes.forget_jobs(job_ids)
@@ -227,6 +232,7 @@ class Scheduler:
             return
         run = self._ahead.claim(run)
         if run.state in OCCUPYING:
+            run = run.but(meta=given_up(run))
             self._ledger.outbox.append(Forget(run))
         if strip:
             run = run.but(meta={k: v for k, v in run.meta.items() if k != "program"})
@@ -262,7 +268,7 @@ class Scheduler:
 
     def restore(self, runs: Iterable[Run], wall: float, boot: float) -> None:
         """Unfinished runs of an earlier process, all at once. Waiting ones are judged after `restored`."""
-        self._ledger.held = True
+        self._ledger.held, self._ledger.restored = True, wall
         restoring.restore(self._ledger, self._waiting, self._gaps, runs, wall, boot)
 
     def restored(self) -> None:
@@ -303,6 +309,7 @@ class Scheduler:
             raise RunError(said)
         if run.run_id not in self.runs:
             self._ledger.enter(run)
+        self.marks += 1
         self._ledger.outcomes.forget(run.key)
         self._ledger.move(run, state, wall, f"marked as {state}", force=True)
 

@@ -17,6 +17,7 @@ from apsislib.runs import (
     Report,
     Run,
     Running,
+    Save,
     Send,
     Signal,
     Unplaced,
@@ -27,7 +28,7 @@ from apsislib.runs import (
 from apsislib.scheduler import lateness
 from apsislib.scheduler.gaps import BUSY, Gaps
 from apsislib.scheduler.ledger import Ledger, keep
-from apsislib.states import State
+from apsislib.states import FINISHED, State
 
 SIGKILL = 9
 
@@ -68,21 +69,25 @@ class Executing:
                 ledger.outbox.append(Send(run))
             case Unplaced(reason) if run.state is State.STARTING:
                 alarms.disarm(run_id, Alarm.RECONNECT)
-                rest = {k: v for k, v in (run.run_state or {}).items() if k != "conn_id"}
+                rest = {k: v for k, v in (run.run_state or {}).items() if k not in ("conn_id", "agent")}
                 run = self._store_state(run, rest)
                 run = ledger.arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
                 ledger.note(run, wall, reason)
                 ledger.outbox.append(Launch(run))
             case Update(meta):
                 ledger.alter(run.but(meta={**run.meta, "program": meta}))
-            case Lost(conn_id) if conn_id == (run.run_state or {}).get("conn_id"):
+            case Lost(conn_id, heard) if conn_id == (run.run_state or {}).get("conn_id"):
                 if alarms.armed(run_id, Alarm.RECONNECT) is None:
                     ledger.note(run, wall, f"agent {conn_id} is away")
+                    run = ledger.alter(run.but(run_state={**(run.run_state or {}), "heard": heard}))
                     ledger.arm(run, Alarm.RECONNECT, run.limits.reconnect_timeout, wall, boot)
             case Back(conn_id):
                 if alarms.armed(run_id, Alarm.RECONNECT) is not None:
                     ledger.note(run, wall, f"agent {conn_id} is back")
                     alarms.disarm(run_id, Alarm.RECONNECT)
+                    if "heard" in (run.run_state or {}):
+                        rest = {k: v for k, v in (run.run_state or {}).items() if k != "heard"}
+                        ledger.alter(run.but(run_state=rest))
             case Remark(message):
                 ledger.note(run, wall, message)
             case _:
@@ -178,9 +183,46 @@ class Executing:
         text = f"error: start failed: no connected agent in group: {group}"
         self._ledger.move(run, State.ERROR, wall, text)
 
+    # -- runs that are given up ------------------------------------------------------------------------
+
     def reconnect_timed_out(self, run: Run, wall: float) -> None:
-        conn_id = (run.run_state or {}).get("conn_id")
+        """Its agent has been away for too long: an error, which lets go of its slot."""
+        run_state = run.run_state or {}
+        conn_id, heard = run_state.get("conn_id"), run_state.get("heard")
+        when = (
+            f"before the restart at {stamp(self._ledger.restored)}" if heard is None else f"at {stamp(heard)}"
+        )
         told = ": may have started" if run.state is State.STARTING else ""
-        text = f"error: procstar: agent reconnect timeout: conn_id {conn_id}{told}"
-        self._ledger.move(run, State.ERROR, wall, text)
-        self._ledger.outbox.append(Forget(run))
+        text = f"error: procstar: agent reconnect timeout: conn_id {conn_id}, last heard of {when}{told}"
+        ended = self._ledger.move(run, State.ERROR, wall, text, meta=given_up(run))
+        self._ledger.outbox.append(Forget(ended.but(run_state=run.run_state)))
+
+    def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
+        """How a run that was given up really ended. It stays what it is: others have acted on that.
+
+        `program`: its metadata about the program.
+        """
+        ledger = self._ledger
+        if run.state not in FINISHED or "late_verdict" in run.meta:
+            return
+        meta = run.meta if program is None else {**run.meta, "program": program}
+        verdict = {"state": state.value, "message": message, "time": wall}
+        run = run.but(meta={**meta, "late_verdict": verdict})
+        if run.run_id in ledger.runs:
+            ledger.runs[run.run_id] = run
+        ledger.outbox.append(Save(run, transition=False))
+        ledger.note(run, wall, f"late verdict: {state}: {message}" if message else f"late verdict: {state}")
+        if state not in (State.ERROR, run.state):
+            text = f"it stays {run.state}; to accept the late verdict: apsis mark {state} {run.run_id}"
+            ledger.note(run, wall, text)
+        ledger.outbox.append(Forget(run.but(run_state=run.meta.get("given_up"))))
+
+
+def given_up(run: Run) -> Json:
+    """The metadata of a run that ends while its program may go on: what is needed to tell, later, how
+    that ended."""
+    state = run.run_state or {}
+    if "proc_id" not in state or "conn_id" not in state:
+        return run.meta
+    kept = {key: state[key] for key in ("proc_id", "conn_id", "signals", "timed_out") if key in state}
+    return {**run.meta, "given_up": {**kept, "state": run.state.value}}

@@ -48,6 +48,7 @@ class Ledger:
         self.alarms = Alarms()
         self.waits = Waits()
         self.outcomes = Outcomes()
+        self.restored = 0.0  # wall; when this process took up the runs of an earlier one
         self.held = False  # waiting runs are not judged yet: expected ones are not all made
         self.braked = False  # the disk is failing: nothing is started
         self._by_key: dict[RunKey, dict[str, None]] = {}  # run IDs, in order of number

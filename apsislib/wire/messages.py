@@ -28,6 +28,7 @@ class _Field:
     ok: Callable[[Any], bool]
     nullable: bool = False
     fields: Mapping[str, _Field] | None = None  # of a nested map
+    ours: bool = False  # only our agents send it; absent in what others send
 
 
 def _int(bits: int, signed: bool = True) -> Callable[[Any], bool]:
@@ -81,6 +82,8 @@ MESSAGES: Mapping[str, Mapping[str, _Field]] = {
         "proc_ids": _nullable(_STRS),  # absent before agent 0.4.1: nothing is known about what it holds
         "access_token": _STR,
         "shutdown_state": _STATE,
+        # Which process of this conn_id it is. Others ignore what they do not know of a Register.
+        "instance": _Field("a string", _STR.ok, True, ours=True),
     },
     "ProcidList": {"proc_ids": _STRS},
     "ProcResult": {"proc_id": _STR, "res": _MAP},
@@ -138,8 +141,13 @@ def register(
     proc_ids: Iterable[str],
     access_token: str,
     shutdown_state: str,
+    instance: str | None = None,
 ) -> Message:
-    """`conn` has conn_id, group_id, restricted_exe; `proc` the nine facts about the agent's own process."""
+    """`conn` has conn_id, group_id, restricted_exe; `proc` the nine facts about the agent's own process.
+
+    `instance`: an ID of the agent's process, by which two with the same conn_id are told apart.
+    """
+    more = {} if instance is None else {"instance": instance}
     return {
         "type": "Register",
         "conn": dict(conn),
@@ -147,6 +155,7 @@ def register(
         "proc_ids": sorted(proc_ids),
         "access_token": access_token,
         "shutdown_state": shutdown_state,
+        **more,
     }
 
 
@@ -194,6 +203,8 @@ def check(
     root = message if root is None else root
     for name, field in fields.items():
         if name not in message:
+            if field.ours:
+                continue
             if exact or not field.nullable:
                 raise WireError(f"{where} without `{name}`", root)
             message[name] = None

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from signal import SIGKILL
 from typing import Any
-from uuid import uuid4
 
 from apsislib.errors import FieldError
 from apsislib.runs import Finished, Json, Limits, Run
@@ -25,6 +24,7 @@ from programs.base import (
     Settings,
     check_keys,
     is_static,
+    new_proc_id,
     optional,
     output_limit,
     plain,
@@ -146,7 +146,7 @@ class Ecs(Bound):
     # -- what is done --
 
     def prepare(self, run: Run) -> dict[str, Any]:
-        return {"proc_id": str(uuid4()), "group_id": request.group_id(run.run_id)}
+        return {"proc_id": new_proc_id(run.run_id), "group_id": request.group_id(run.run_id)}
 
     def launch(self, run: Run, host: Host) -> None:
         problem = None

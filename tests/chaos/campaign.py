@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +107,7 @@ def run(
     if only:
         files = {job_id: files[job_id] for job_id in only}
         expected = {job_id: expected[job_id] for job_id in only}
-    with World(directory, files, reconnect, launch) as world:
+    with closing(Orphans(path)), World(directory, files, reconnect, launch) as world:
         begin = world.clock.now() + 1
         raging = Nemesis(world, list(faults), say)
         begun = time.monotonic()
@@ -116,6 +119,7 @@ def run(
         world.clock.set(world.clock.offset + max(0, int(end - world.clock.now()) + 1))
         say(f"all faults are over: waiting for what was due before {end:.0f}")
         settle(world, end, patience)
+        await_late_verdicts(world, raging.history, patience)
         assert world.server is not None
         world.server.terminate()
         world.server.wait(PATIENCE)
@@ -144,6 +148,34 @@ def settle(world: World, end: float, patience: float) -> None:
         if now != before:
             before, since = now, time.monotonic()
         time.sleep(0.5)  # the database tells nobody that it has changed
+
+
+def await_late_verdicts(world: World, history: History, patience: float) -> None:
+    """Return when the agents, which are all back, have told the end of whatever was given up."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        records, _ = checker.read(world.database)
+        acts = ledger.read(world.ledger)
+        if not any(checker.owes_verdict(records[i], acts[i], history) for i in records):
+            return
+        time.sleep(0.5)  # nor does it tell this
+
+
+class Orphans:
+    """Programs of agents that were killed: they are ended with the campaign."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def close(self) -> None:
+        for acts in ledger.read(self._path).values():
+            for line in acts.begins:
+                try:
+                    command = Path(f"/proc/{line.pid}/cmdline").read_bytes()
+                    if str(self._path).encode() in command:
+                        os.kill(line.pid, signal.SIGKILL)
+                except OSError:
+                    pass  # it has ended
 
 
 def campaign(directory: Path, seed: int, seconds: float, say: Callable[[str], None]) -> Outcome:

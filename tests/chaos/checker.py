@@ -273,8 +273,19 @@ class _Judge:
             verdict.errors += 1
         else:
             verdict.lost.append(self._say("no fault excuses that"))
+        self._late_verdict(verdict)
         if "nothing was started" in text and self.begin is not None:
             verdict.untrue.append(self._say("it was started"))
+
+    def _late_verdict(self, verdict: Verdict) -> None:
+        """Its agent lives, and knows how it ended: the log says so, and the record offers it."""
+        end, offered = self.end, self.record.meta.get("late_verdict")
+        if end is None or self.orphan or "given_up" not in self.record.meta:
+            return
+        state = "success" if end.code in ("0", "stopped") else "failure"
+        told = any(line.startswith(f"late verdict: {state}") for line in self.record.log)
+        if offered is None or offered["state"] != state or not told:
+            verdict.untrue.append(self._say(f"the late verdict is {offered}, not {state}"))
 
     def last_error(self) -> str:
         return next((line for line in self.record.log if line.startswith("error")), "")
@@ -297,6 +308,12 @@ class _Judge:
                     f"its output is {record.output[:200]!r} ({len(record.output)} bytes), not {printed} lines"
                 )
             )
+
+
+def owes_verdict(record: Record, acts: Acts, history: History) -> bool:
+    """Whether the agent of a run that was given up has still to tell how its program ended."""
+    waits = "given_up" in record.meta and "late_verdict" not in record.meta
+    return waits and bool(acts.ends) and acts.begins[0].agent not in history.killed
 
 
 def _called(record: Record) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from server import Client
 
 from chaos.proxy import Proxy
 
@@ -153,7 +154,7 @@ class Agent:
         self.proxy.close()
 
 
-class World:
+class World(Client):
     """A whole installation in `directory`. Use it as a context manager: nothing is left behind."""
 
     def __init__(

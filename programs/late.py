@@ -1,0 +1,95 @@
+"""The truth about a run that was given up, when its agent comes back with the process after all.
+
+Such a run is an error for good, as far as the server is concerned: its slot is free, its actions are
+done, others may have acted on it. But what became of its program is worth knowing. So its process is
+followed as any other, its output stored, and its end written into the run's log and offered to the
+operator, who may mark the run accordingly. Nothing is kept in memory for it: the ID of the process
+names its run, and the run's record says that it was given up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from apsislib.errors import Unavailable
+from apsislib.runs import Finished, Json, Lost, Remark, Report, Run, run_number
+from apsislib.states import FINISHED, State
+from programs.base import Agents, Host, run_of_proc
+from programs.procstar import Procstar
+
+log = logging.getLogger(__name__)
+
+
+class Truths:
+    """Looks after processes that no live run watches (see AgentServer's `claimed`)."""
+
+    def __init__(self, load: Callable[[Json], Any], host: Host, agents: Agents) -> None:
+        """`load` makes the program of a stored run."""
+        self._load = load
+        self._host = host
+        self._agents = agents
+
+    def claimed(self, conn_id: str, proc_id: str, res: Json) -> bool:
+        """(an agent's thread) Whether the process may be that of a run of ours; then it is looked up."""
+        run_id = run_of_proc(proc_id)
+        if run_number(run_id) is None:
+            return False
+        self._host.spawn(lambda: self._follow(run_id, conn_id, proc_id, res))
+        return True
+
+    def _follow(self, run_id: str, conn_id: str, proc_id: str, res: Json) -> None:
+        """(a hand) Follow the process if its run was given up."""
+        try:
+            run = self._host.stored(run_id)
+        except Unavailable as error:
+            # Its record stays: it is looked for again when the agent connects the next time.
+            log.warning("agent %s has process %s: run %s can't be read: %s", conn_id, proc_id, run_id, error)
+            return
+        given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}
+        wanted = given_up.get("proc_id") == proc_id and run is not None and "late_verdict" not in run.meta
+        program = self._load(run.program or {}) if wanted and run is not None else None
+        if run is None or run.state not in FINISHED or not isinstance(program, Procstar):
+            self._agents.dismiss(proc_id, conn_id, res)
+            return
+        if res.get("state") == "running":
+            text = f"agent {conn_id} is back and still runs the program (pid {res.get('pid')})"
+            self._host.note(run_id, text)
+        before = run.but(state=State(given_up["state"]), run_state=given_up)
+        program.connect(before, _Afterwards(self._host, self._agents, before, conn_id, proc_id))
+
+
+class _Afterwards:
+    """The server as the process of such a run sees it: the run is as it was when it was given up."""
+
+    def __init__(self, host: Host, agents: Agents, run: Run, conn_id: str, proc_id: str) -> None:
+        self._host = host
+        self._agents = agents
+        self._run = run
+        self._conn_id = conn_id
+        self._proc_id = proc_id
+        self.clock = host.clock
+        self.agents = agents
+        self.put_output = host.put_output
+        self.output_length = host.output_length
+        self.output_full = host.output_full
+        self.spawn = host.spawn
+        self.stats = host.stats
+        self.upkeep = host.upkeep
+        self.stored, self.note, self.offer = host.stored, host.note, host.offer
+
+    def run(self, run_id: str) -> Run:
+        return self._run
+
+    def report(self, run_id: str, report: Report) -> None:
+        match report:
+            case Lost():
+                # When the agent is back the process is found again, as it was this time.
+                self._agents.unwatch(self._proc_id)
+            case Remark(text):
+                self._host.note(run_id, text)
+            case Finished(state, message, meta):
+                self.spawn(lambda: self.offer(run_id, state, message, meta))
+            case _:
+                pass

@@ -1,0 +1,150 @@
+"""Agents that are lost, and servers that are killed meanwhile: what becomes of runs, stops and slots.
+
+Real processes; agents keep their conn_id when they are started again, and may be away for RECONNECT seconds.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chaos.world import World
+from server import ENDS
+
+from apsislib.times import parse_time
+
+RECONNECT = 6.0  # seconds
+LAUNCH = {"ping": 0.5, "silence": 1.5}  # seconds
+GATED = 'until test -e "$GO"; do sleep 0.05; done'
+JOBS = {
+    "gated": (
+        f"program:\n  type: procstar-shell\n  command: 'echo begun; {GATED}; echo done'\n"
+        "condition: {type: max_running, count: 1}\n"
+    ),
+    "deaf": (
+        "program:\n  type: procstar-shell\n"
+        "  command: \"trap 'echo asked' TERM; echo begun; while true; do sleep 0.05; done\"\n"
+        "  stop: {grace_period: 6}\n"
+    ),
+    "obedient": (
+        "program:\n  type: procstar-shell\n"
+        "  command: \"trap 'echo bye; exit 0' TERM; echo begun; while true; do sleep 0.05; done\"\n"
+    ),
+    "limited": (
+        "program: {type: procstar-shell, command: 'echo begun; sleep 600', timeout: {duration: 8}}\n"
+    ),
+}
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setenv("GO", str(tmp_path / "go"))
+    with World(tmp_path, JOBS, RECONNECT, LAUNCH, agents=1) as world:
+        yield world
+
+
+def begin(world: World, job_id: str) -> str:
+    run_id = world.schedule({"job_id": job_id})
+    world.until(run_id, "running")
+    world.until_printed(run_id, b"begun\n")
+    return run_id
+
+
+def until_said(world: World, run_id: str, text: str) -> list[str]:
+    end = time.monotonic() + 60
+    while not any(text in message for message in world.messages(run_id)):
+        assert time.monotonic() < end, world.messages(run_id)
+        time.sleep(0.05)  # a log tells nobody that it grew
+    return world.messages(run_id)
+
+
+def test_the_truth_about_a_run_that_was_given_up_is_noted_offered_and_not_imposed(world: World) -> None:
+    (agent,) = world.agents
+    run_id = begin(world, "gated")
+    waiting = world.schedule({"job_id": "gated"})
+    assert world.run(waiting)["state"] == "waiting"
+    agent.signal(signal.SIGSTOP)
+    assert world.until(run_id, *ENDS)["state"] == "error"
+    last = world.messages(run_id)[-1]
+    assert last.startswith("error: procstar: agent reconnect timeout: conn_id a1, last heard of at 20")
+    world.until(waiting, "starting")  # the slot is free at that moment
+    world.kill_server()  # nothing of what follows is kept in memory
+    world.start_server()
+    world.await_serving()
+    agent.signal(signal.SIGCONT)
+    until_said(world, run_id, "agent a1 is back and still runs the program (pid ")
+    (world.directory / "go").touch()
+    said = until_said(world, run_id, "to accept")
+    assert said[-2:] == [
+        "late verdict: success",
+        f"it stays error; to accept the late verdict: apsis mark success {run_id}",
+    ]
+    found = world.run(run_id)
+    assert found["state"] == "error" and found["meta"]["late_verdict"]["state"] == "success"
+    assert world.output(run_id) == b"begun\ndone\n"
+    world.post(f"/runs/{run_id}/mark/success")
+    assert world.run(run_id)["state"] == "success"
+    assert world.until(waiting, *ENDS)["state"] == "success"
+
+
+def test_a_stop_is_not_forgotten_by_a_dead_server_and_an_agent_that_is_away(world: World) -> None:
+    (agent,) = world.agents
+    run_id = begin(world, "obedient")
+    agent.proxy.hang()
+    world.post(f"/runs/{run_id}/stop")
+    world.kill_server()
+    world.start_server()
+    agent.proxy.heal()
+    world.await_serving()
+    assert world.until(run_id, *ENDS)["state"] == "success"
+    assert world.output(run_id) == b"begun\nbye\n"
+
+
+def test_a_stop_goes_on_with_the_rest_of_its_grace_and_sigkill_is_sent_again(world: World) -> None:
+    (agent,) = world.agents
+    run_id = begin(world, "deaf")
+    world.post(f"/runs/{run_id}/stop")
+    asked = time.monotonic()
+    world.until_printed(run_id, b"begun\nasked\n")
+    world.kill_server()
+    world.start_server()
+    world.await_serving()
+    time.sleep(max(0.0, asked + 5 - time.monotonic()))  # shortly before the grace is over
+    agent.proxy.hang()
+    said = until_said(world, run_id, "sending SIGKILL")
+    assert 5.5 < time.monotonic() - asked < 30
+    assert world.run(run_id)["state"] == "stopping", said
+    agent.proxy.heal()
+    world.until(run_id, *ENDS)
+    assert world.messages(run_id)[-1] == "failure: killed by SIGKILL"
+
+
+def test_a_timeout_counts_from_the_original_start(world: World) -> None:
+    run_id = begin(world, "limited")
+    begun = time.monotonic()
+    time.sleep(3)  # of the eight
+    world.kill_server()
+    world.start_server()
+    world.await_serving()
+    assert world.until(run_id, *ENDS)["state"] == "failure"
+    assert 6 < time.monotonic() - begun < 60
+    entries = world.get(f"/runs/{run_id}/log")["run_log"]
+    times = {entry["message"]: entry["timestamp"] for entry in entries}
+    took = [at for message, at in times.items() if message.startswith("timeout after 8 s")]
+    seconds = parse_time(took[0]) - parse_time(times["running"])
+    assert 7.9 < seconds < 10.5, times  # it was up again long before
+
+
+def test_an_agent_that_was_killed_is_named_by_the_errors_of_its_runs(world: World) -> None:
+    (agent,) = world.agents
+    run_id = begin(world, "gated")
+    agent.kill()
+    agent.start()
+    assert world.until(run_id, *ENDS)["state"] == "error"
+    assert world.messages(run_id)[-1].startswith("error: agent a1 (") and "no longer has the process" in str(
+        world.messages(run_id)[-1]
+    )
+    (world.directory / "go").touch()  # its program has outlived the agent
