@@ -32,6 +32,7 @@ JOBS = {
 
 # Addresses that want to be told of which job, and what to look for.
 NEEDS = {f"/api/v1/{name}": "?job_id=noop" for name in ("runs", "recent", "history", "days", "graph")}
+NEEDS["/api/v1/timeline"] = "?since=2031-05-06T00:00:00Z&until=2031-05-07T00:00:00Z"
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,7 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         *("/api/v1/jobs", "/api/v1/jobs?label=x", "/api/v1/jobs/waits", "/api/v1/jobs/waits/runs"),
         *("/api/v1/search/jobs?q=often", "/api/v1/overview/jobs", "/api/v1/recent?job_id=noop"),
         *("/api/v1/history?job_id=noop&args={}", "/api/v1/days?job_id=noop&tz=Asia/Tokyo"),
+        *("/api/v1/board", "/api/v1/timeline" + NEEDS["/api/v1/timeline"]),
         *("/api/v1/upcoming?skipped=true", "/api/v1/jobs/every/upcoming", "/api/v1/search/runs?limit=3"),
         *(f"/api/v1/runs?run_id={done}", "/api/v1/runs?job_id=noop&summary=true"),
         *(run, f"{run}/log", f"{run}/state", f"{run}/outputs", f"{run}/output/output"),

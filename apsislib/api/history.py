@@ -39,7 +39,7 @@ def recent(parts: Parts, request: Request) -> Response:
         raise BadRequest(f"give from 1 to {JOBS} job_id, not {len(job_ids)}")
     with parts.store.read() as reader:
         found = {job_id: reader.past(job_id, None, None, RECENT) for job_id in job_ids}
-    return ok({"jobs": {job_id: [_shape(run) for run in runs] for job_id, runs in found.items()}})
+    return ok({"jobs": {job_id: [past_shape(run) for run in runs] for job_id, runs in found.items()}})
 
 
 def history(parts: Parts, request: Request) -> Response:
@@ -48,7 +48,7 @@ def history(parts: Parts, request: Request) -> Response:
     with parts.store.read() as reader:
         runs = reader.past(job_id, args, _before(request), limit)
     more = f"r{runs[-1].number}" if len(runs) == limit else None
-    return ok({"runs": [_shape(run) for run in runs], "next": more})
+    return ok({"runs": [past_shape(run) for run in runs], "next": more})
 
 
 def days(parts: Parts, request: Request) -> Response:
@@ -83,7 +83,7 @@ def _midnight(day: date, zone: times.Zone) -> float:
     return (ordinal - EPOCH) * DAY  # a date that the zone left out
 
 
-def _shape(run: Past) -> list[Any]:
+def past_shape(run: Past) -> list[Any]:
     return [
         f"r{run.number}",
         run.state.value,

@@ -102,6 +102,21 @@ OPERATIONS: dict[str, Operation] = {
     f"GET {_V1}/overview/jobs": Operation(
         "Of every job its newest run, and the next one.", "JobsOverview", errors=(503,)
     ),
+    f"GET {_V1}/board": Operation(
+        "What fails, runs, waits (and why) and comes next, and how the agents are.", "Board", errors=(503,)
+    ),
+    f"GET {_V1}/timeline": Operation(
+        "Runs by job over a span of time, past and to come, page by page: jobs that failed first.",
+        "Timeline",
+        (
+            ("since", TEXT, "an instant with zone"),
+            ("until", TEXT, "a minute to 32 days later"),
+            ("q", TEXT, "words that are in the job ID"),
+            ("limit", {"type": "integer", "minimum": 1, "maximum": 100}, "jobs of a page; 40 by default"),
+            ("offset", WHOLE, "jobs that were on the pages before"),
+        ),
+        errors=(400, 503),
+    ),
     f"GET {_V1}/graph": Operation(
         "The jobs that a job waits for and makes runs of, and those that do so with it.",
         "JobGraph",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from apsislib.api import (
+    board,
     bulk,
     control,
     graphs,
@@ -63,6 +64,8 @@ ROUTES = (
     Route(GET, f"{V1}/search/runs", search.search),
     Route(GET, f"{V1}/search/jobs", jobs.search),
     Route(GET, f"{V1}/overview/jobs", jobs.overview),
+    Route(GET, f"{V1}/board", board.board),
+    Route(GET, f"{V1}/timeline", board.timeline),
     Route(GET, f"{V1}/graph", graphs.of_job),
     Route(GET, f"{V1}/recent", history.recent),
     Route(GET, f"{V1}/history", history.history),

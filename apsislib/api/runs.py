@@ -193,13 +193,18 @@ def _instances(reader: Reader, job_id: str, args: Args, ahead: Iterable[Run]) ->
 
 def waiting(parts: Parts, request: Request) -> Response:
     run = find_run(parts, request)
+    return ok({"run_id": run.run_id, "state": run.state.value, "waiting": waits(parts, run)})
+
+
+def waits(parts: Parts, run: Run) -> list[dict[str, Any]]:
+    """Each condition of a waiting run: what it is, whether it holds, why not, since when."""
     rows = [dict(row) for row in parts.driver.waiting(run.run_id)]
     for row, cond in zip(rows, run.conds, strict=False):
         if isinstance(row.get("since"), float):
             row["since"] = format_time(row["since"])
         if "runs" in row and cond.get("type") == "dependency":
             row["runs"] = _ended(parts, cond) + row["runs"]
-    return ok({"run_id": run.run_id, "state": run.state.value, "waiting": rows})
+    return rows
 
 
 def _ended(parts: Parts, cond: Json) -> list[dict[str, str]]:

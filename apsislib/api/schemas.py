@@ -166,6 +166,58 @@ SCHEMAS: dict[str, Schema] = {
         next=maybe(ref("RunID"))
         | {"description": "the `before` of the next piece, to be added; null: there is none"},
     ),
+    "Board": record(
+        when=ref("Time"),
+        counts=record(running=WHOLE, waiting=WHOLE, failing=WHOLE)
+        | {"description": "how many there are, 10,000 or 1,000 at most; the lists have the first hundred"},
+        failing=array(ref("RunSummary"))
+        | {
+            "description": "failures of the last day that no later run of the same job and args has made good"
+        },
+        alarmed=array(ref("RunSummary")) | {"description": "unfinished, and late, missed or long"},
+        running=array(ref("RunSummary")) | {"description": "starting, running and stopping; oldest first"},
+        waiting=array(ref("RunSummary")) | {"description": "oldest first"},
+        why=mapping(array(record({"reason": maybe(TEXT), "since": ref("Time")}, condition=TEXT)), "^r[0-9]+$")
+        | {"description": "what the first of those that wait are waiting for"},
+        next=array(record(job_id=TEXT, args=ref("Args"), time=ref("Time"), run_id=maybe(ref("RunID"))))
+        | {"description": "the next starts, a null ID where there is no run yet"},
+        typical=mapping(NUMBER) | {"description": "seconds that a success of the job took lately, by job"},
+        agents=record(
+            live=WHOLE,
+            draining=WHOLE,
+            lost=array(record(conn_id=TEXT, group_id=TEXT, hostname=TEXT, since=maybe(TEXT))),
+        ),
+        ailments=array(TEXT) | {"description": "what keeps runs from starting in time"},
+    ),
+    "Timeline": record(
+        when=ref("Time"),
+        since=ref("Time"),
+        until=ref("Time"),
+        jobs=WHOLE | {"description": "how many have something in the span, on all pages"},
+        complete=maybe(ref("Time"))
+        | {"description": "where runs are too many: nothing is known before this; null: all is there"},
+        rows=array(
+            record(
+                job_id=TEXT,
+                typical=maybe(NUMBER) | {"description": "seconds that a success took lately"},
+                count=WHOLE | {"description": "finished runs in the span"},
+                failures=WHOLE,
+                runs=array(ref("Past")) | {"description": "finished, newest first; none if there are slots"},
+                slots=array({"type": "array", "items": WHOLE, "minItems": 3, "maxItems": 3})
+                | {"description": "of many runs: which 120th of the span, how many ended, how many failed"},
+                active=array(ref("Past")) | {"description": "unfinished, newest first"},
+                ahead=array(
+                    {
+                        "type": "array",
+                        "prefixItems": [ref("Time"), maybe(ref("RunID"))],
+                        "minItems": 2,
+                        "maxItems": 2,
+                    }
+                )
+                | {"description": "starts to come, and the IDs of the runs that there are already"},
+            )
+        ),
+    ),
     "JobGraph": record(
         **_GRAPH, nodes=array(record(key=TEXT, job_id=TEXT, exists=FLAG | {"description": "in the jobs"}))
     ),

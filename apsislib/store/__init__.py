@@ -12,6 +12,7 @@ pool      read-only connections, lent to threads
 reader    the queries, each by an index
 searching searches of the whole history, as SQL
 history   how a job's runs ended
+timeline  runs by job over a span of time, and what fails now
 rows      runs as rows
 files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
 records   what goes in and comes out, besides the kernel's effects
@@ -36,6 +37,7 @@ from apsislib.store.records import (
     Version,
 )
 from apsislib.store.store import Store
+from apsislib.store.timeline import Lane
 
 __all__ = [
     "APPLICATION_ID",
@@ -48,6 +50,7 @@ __all__ = [
     "DropJob",
     "Entry",
     "Grew",
+    "Lane",
     "OutputInfo",
     "Past",
     "Reader",

@@ -22,7 +22,7 @@ _AHEAD = f"'{State.NEW.value}', '{State.SCHEDULED.value}'"
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What is shown of a run that has ended. Instants, and seconds."""
+    """What charts show of a run. Instants, and seconds."""
 
     number: int
     state: State
@@ -49,10 +49,13 @@ def past(query: Query, job_id: str, args: str | None, before: int, limit: int) -
         )
         every = [query(sql, (job_id, args, state.value, before, limit)) for state in FINISHED]
         rows = sorted((row for rows in every for row in rows), key=lambda row: -row[0])[:limit]
-    return [_past(*row) for row in rows]
+    return [read_past(*row) for row in rows]
 
 
-def _past(number: int, state: str, args: str, schedule: float | None, times: str, timestamp: float) -> Past:
+def read_past(
+    number: int, state: str, args: str, schedule: float | None, times: str, timestamp: float
+) -> Past:
+    """The columns of a row as what is shown of it. Of an unfinished run, `ended` is its latest transition."""
     try:
         known = json.loads(times)
         ends = [float(known[s.value]) for s in FINISHED if s.value in known]
@@ -61,7 +64,10 @@ def _past(number: int, state: str, args: str, schedule: float | None, times: str
         ends, begun = [], None
     # Of a run that was marked later the first end is the one of its program.
     ended = min(ends, default=timestamp)
-    elapsed = None if begun is None else max(0.0, ended - begun)
+    over = State(state) in FINISHED
+    if not over:
+        ended = timestamp
+    elapsed = max(0.0, ended - begun) if over and begun is not None else None
     return Past(number, State(state), args, schedule, begun, ended, elapsed)
 
 

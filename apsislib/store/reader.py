@@ -16,7 +16,7 @@ from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Owe, Run, canonical, run_number
 from apsislib.states import FINISHED, State
-from apsislib.store import history, outputs, searching
+from apsislib.store import history, outputs, searching, timeline
 from apsislib.store.records import OutputInfo
 from apsislib.store.rows import COLUMNS, dump, from_row, from_text
 from apsislib.terms import Term
@@ -289,6 +289,30 @@ class Reader:
     ) -> tuple[list[tuple[State, float]], int | None]:
         """((state, instant it was due) of a job's runs, newest first; the `before` to go on with)."""
         return history.outcomes(self._all, job_id, since, LAST if before is None else before, limit)
+
+    def lanes(
+        self, since: float, until: float, words: Sequence[str]
+    ) -> tuple[list[timeline.Lane], float | None]:
+        """(jobs that finished runs in a span; the instant before which runs were too many to be counted)."""
+        return timeline.lanes(self._all, since, until, words)
+
+    def bars(self, lane: timeline.Lane, since: float, until: float, limit: int) -> list[history.Past]:
+        """A job's finished runs in the span, newest first."""
+        return timeline.bars(self._all, lane, since, until, limit)
+
+    def slots(
+        self, lane: timeline.Lane, since: float, until: float, count: int
+    ) -> list[tuple[int, int, int]]:
+        """(which of `count` equal parts of the span; runs of a job that ended in it; of these, failed)."""
+        return timeline.slots(self._all, lane, since, until, count)
+
+    def unfinished(self, limit: int) -> list[tuple[str, history.Past]]:
+        """(job ID, run) of what waits, starts, runs or stops, newest first."""
+        return timeline.active(self._all, limit)
+
+    def standing(self, since: float) -> list[Run]:
+        """Failures since an instant that no later run of the instance has made good, newest first."""
+        return self._readable("runs", timeline.standing(self._all, since), from_row)
 
     def occurrences(self, since: float) -> set[str]:
         """Identities of the occurrences, at or after `since`, that runs were made of."""
