@@ -138,7 +138,10 @@ def test_the_installation_is_a_new_one_that_keeps_everything(moved: Server) -> N
     meta = dict(rows(new, "SELECT name, value FROM meta"))
     assert meta["imported"] and len(meta["installation"]) == 36
     assert not (moved.directory / "new.db.importing").exists()
-    assert "import_walked" not in [name for (name,) in rows(new, "SELECT name FROM sqlite_master")]
+    made = moved.command("create", str(moved.directory / "made.db"))
+    assert made.returncode == 0
+    schema = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+    assert rows(new, schema) == rows(moved.directory / "made.db", schema)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from apsislib.times import parse_duration
 CUT_OFF = 5.0  # s
 FRESH = 10.0  # s; a clock that was stored more recently may be that of a server which still runs
 LOOK_AGAIN = 2.5  # s; in which a server stores its clock twice
-STRETCH_ROWS = 500  # in a transaction
+STRETCH_ROWS = 2000  # in a transaction
 STRETCH_BYTES = 8 << 20  # of outputs in a transaction, before they are packed
 SHOWN = 20  # IDs in each line of the report; --format json has more
 

@@ -80,12 +80,15 @@ def name_of(value: Any, rowid: int) -> str:
         return f"row {rowid}"
 
 
+_decode = json.JSONDecoder(parse_constant=lambda _: None).decode
+
+
 def read_json(value: Any, name: str) -> Any:
     """The JSON of a column; None for null, NaN and infinities. Raises Unreadable."""
     if value is None:
         return None
     try:
-        return json.loads(text(value, name), parse_constant=lambda _: None)
+        return _decode(text(value, name))
     except (ValueError, RecursionError) as error:
         raise Unreadable(f"its {name} is not JSON ({error})") from None
 
