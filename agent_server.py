@@ -138,7 +138,7 @@ class AgentServer:
         self._clock = clock
         self._keep = KEEP if reconnect_timeout is None else reconnect_timeout
         self._on_change = on_change
-        self._listeners: list[tuple[Port, Listener, ssl.SSLContext | None]] = []
+        self._listeners: list[tuple[Port, Listener]] = []
         self._stopping = threading.Event()
         self._janitor = threading.Thread(target=self._tidy_for_ever, name="apsis-agents")
         self._lock = threading.Lock()  # protects all below, and agents and links as they say; leaf
@@ -162,14 +162,16 @@ class AgentServer:
                     self._serve(connection, token)
 
                 listener = Listener((port.host, port.port), serve, clock=self._clock, ssl_context=context)
-                self._listeners.append((port, listener, context))
+                self._listeners.append((port, listener))
         except BaseException:
-            for _, listener, _ in self._listeners:
+            for _, listener in self._listeners:
                 listener.stop(0)
             raise
-        for _, listener, context in self._listeners:
+        for port, listener in self._listeners:
             listener.start()
-            log.info("agents may connect: address=%s port=%d tls=%s", *listener.address, context is not None)
+            log.info(
+                "agents may connect: address=%s port=%d tls=%s", *listener.address, port.cert is not None
+            )
         self._janitor.start()
 
     def stop(self, deadline: Deadline) -> list[str]:
@@ -178,7 +180,7 @@ class AgentServer:
         if self._stopping.is_set():
             return alive
         self._stopping.set()
-        for _, listener, _ in self._listeners:
+        for _, listener in self._listeners:
             left = deadline.left()
             alive += listener.stop(10.0 if left is None else left)
         if self._janitor.ident is not None:
@@ -193,14 +195,14 @@ class AgentServer:
 
     def addresses(self) -> list[tuple[str, int]]:
         """Of all ports, in their order."""
-        return [listener.address for _, listener, _ in self._listeners]
+        return [listener.address for _, listener in self._listeners]
 
     def reload_certificate(self) -> None:
         """New connections get the certificate as its files are now. Raises BadRequest, changing nothing."""
-        for port, _, context in self._listeners:
-            if context is not None and port.cert is not None:
-                _tls(port)  # a pair that does not match must not end in the context in use
-                context.load_cert_chain(port.cert, port.key, password="")
+        for port, listener in self._listeners:
+            if port.cert is not None:
+                # A context of its own: half of a pair that does not match must not end in the one in use.
+                listener.ssl_context = _tls(port)
                 log.info("certificate %s was loaded again", port.cert)
 
     def restored(self) -> None:

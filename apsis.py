@@ -417,7 +417,10 @@ def serve(args: argparse.Namespace) -> int:
     while (word := _next_word(asked, server, notifier)) == "hangup":
         notifier.send("RELOADING=1", f"MONOTONIC_USEC={int(server.driver.clock.monotonic() * 1e6)}")
         if server.agents is not None:
-            server.agents.reload_certificate()
+            try:
+                server.agents.reload_certificate()
+            except ApsisError as error:  # what is in use stays in use
+                log.error("%s", error)
         notifier.send("READY=1")
     log.info("%s", "restarting" if word == "restart" else "stopping; runs go on")
     if word == "restart":  # the service goes on: it is ready again once the next process is

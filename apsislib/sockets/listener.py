@@ -108,7 +108,7 @@ class Listener:
     ) -> None:
         self._serve = serve
         self._clock = clock or WallClock()
-        self._ssl = ssl_context
+        self.ssl_context = ssl_context  # of connections to come; may be replaced at any time
         self._name = name
         self._max = max_connections
         self._handshake_timeout = handshake_timeout
@@ -269,8 +269,9 @@ class Listener:
         deadline = Deadline(self._handshake_timeout, self._clock)
         current = sock
         try:
-            if self._ssl is not None:
-                wrapped = self._ssl.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
+            context = self.ssl_context
+            if context is not None:
+                wrapped = context.wrap_socket(sock, server_side=True, do_handshake_on_connect=False)
                 current = wrapped
                 with self._lock:
                     self._threads[me] = wrapped  # wrapping detached the former
