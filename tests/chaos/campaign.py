@@ -57,6 +57,9 @@ def jobs(path: Path) -> tuple[dict[str, str], dict[str, Expected]]:
         "narrow": job(
             path, 0.3, 3, schedule=every(2), more="condition: {type: max_running, count: 1}\n", param=""
         ),
+        "busy": job(
+            path, 2.5, 5, schedule=every(3), more="condition: {type: max_running, count: 1}\n", param=""
+        ),
         "first": job(path, 0.1, 3, schedule=every(3), more="successors: after\n"),
         "after": job(path, 0.1, 3),
         "halted": job(path, 30, 60, schedule=stop),
@@ -68,6 +71,7 @@ def jobs(path: Path) -> tuple[dict[str, str], dict[str, Expected]]:
         "slow": Expected(2, lines=6),
         "fails": Expected(2, ("failure",)),
         "narrow": Expected(2),
+        "busy": Expected(3, lines=5),
         "first": Expected(3, successor="after"),
         "after": Expected(None),
         "halted": Expected(3, ("success", "failure"), 60, cut=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def main() -> int:
         write = store.write
 
         def slowly(*args: Any) -> Any:
-            time.sleep(delay)
+            threading.Event().wait(delay)  # libfaketime breaks time.sleep
             return write(*args)
 
         store.write = slowly

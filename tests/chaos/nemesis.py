@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 import random
+import re
 import signal
 import threading
 import time
@@ -106,6 +107,9 @@ def _details(kind: str, chance: random.Random, agents: list[str]) -> tuple[str, 
     return "operator", 0.0, 0
 
 
+_NO_DISK = re.compile(r"error: .*(disk is full|disk I/O error)")
+
+
 class Nemesis:
     def __init__(self, world: World, faults: list[Fault], say: Callable[[str], None] = lambda text: None):
         self.history = History()
@@ -115,7 +119,7 @@ class Nemesis:
         self._agents = {agent.conn_id: agent for agent in world.agents}
         self._operators: list[threading.Thread] = []
         self._down = False  # the server is to be down now
-        self._full = False  # the disk is, or has just been
+        self._filled = False  # the disk has been
 
     def rage(self) -> None:
         """Execute the timetable; at its end all faults are over."""
@@ -142,9 +146,9 @@ class Nemesis:
         """Be what a service manager is: it starts again what has ended."""
         server = self._world.server
         if not self._down and server is not None and (status := server.poll()) is not None:
-            # On a full disk it may refuse to start, and say so by its status.
-            if not (self._full and status == 1):
-                last = self._world.log().splitlines()[-1:]
+            last = self._world.log().splitlines()[-1:]
+            # On a full disk it may refuse to start, and say so, and by its status.
+            if not (self._filled and status == 1 and _NO_DISK.search(str(last))):
                 self.history.deaths.append(f"the server ended by itself with status {status}: {last}")
             self._world.start_server()
 
@@ -175,7 +179,7 @@ class Nemesis:
             case "clock":
                 world.clock.set(world.clock.offset + int(fault.what))
             case "disk":
-                self._full = True
+                self._filled = True
                 world.disk.fill(world.server)
             case "stop":
                 operator = threading.Thread(target=self._stop_some_run, name="operator")
@@ -211,8 +215,6 @@ class Nemesis:
                 world.clock.set(world.clock.offset - int(fault.what))
             case "disk":
                 world.disk.free(world.server)
-                self._look_after_server()
-                self._full = False
 
     def _stop_some_run(self) -> None:
         """An operator stops a run, and trusts the answer."""

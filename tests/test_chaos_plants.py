@@ -1,0 +1,73 @@
+"""The checker is checked: of each defect that is planted into a real server it has to find the trace.
+
+Each campaign plays only the faults that show the defect; without one, all of them find nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from chaos import campaign
+from chaos.nemesis import Fault
+
+RECONNECT = 8.0  # seconds
+SLOW = 0.25  # seconds that a commit takes: the window between decision and disk is wide open
+KILLS = [Fault("kill server", "server", at, 0.1) for at in (2.1, 4.9, 7.7)]
+LOSS = [Fault("kill agent", "a1", 3.0, 0.2), Fault("kill agent", "a2", 3.4, 0.2)]
+
+
+def play(
+    directory: Path, faults: list[Fault], only: tuple[str, ...], plant: str | None, slow: float = 0.0
+) -> campaign.Verdict:
+    launch = {"plant": plant, "slow_commit": slow}
+    seconds = faults[-1].at + 3
+    outcome = campaign.run(
+        directory, faults, seconds, only=only, launch=launch, reconnect=RECONNECT, patience=8 if plant else 90
+    )
+    print(outcome)
+    return outcome.verdict
+
+
+@pytest.mark.timeout(300)
+def test_launch_before_commit(tmp_path: Path) -> None:
+    for attempt in range(3):  # a kill has to come between a launch and its commit
+        directory = tmp_path / str(attempt)
+        directory.mkdir()
+        verdict = play(directory, KILLS, ("quick", "fails"), "launch_before_commit", SLOW)
+        if any("the database does not know it" in text for text in verdict.untrue) or verdict.doubled:
+            return
+    raise AssertionError(verdict)
+
+
+@pytest.mark.timeout(300)
+def test_clock_stored_before_the_claims(tmp_path: Path) -> None:
+    verdict = play(tmp_path, KILLS, ("quick",), "clock_before_claims")
+    assert any("has no run" in text for text in verdict.lost)
+
+
+@pytest.mark.timeout(300)
+def test_reconciliation_skipped(tmp_path: Path) -> None:
+    verdict = play(tmp_path, KILLS[:1], ("slow",), "reconciliation_skipped")
+    assert any("no fault excuses" in t for t in verdict.lost) or any(
+        "runs any more" in t for t in verdict.untrue
+    )
+
+
+@pytest.mark.timeout(300)
+def test_slot_kept(tmp_path: Path) -> None:
+    verdict = play(tmp_path, LOSS, ("busy",), "slot_kept")
+    assert any("nothing to wait for" in text for text in verdict.untrue)
+
+
+@pytest.mark.timeout(300)
+def test_output_offset_reset(tmp_path: Path) -> None:
+    verdict = play(tmp_path, KILLS[:1], ("slow",), "offset_reset")
+    assert any("its output is" in text for text in verdict.untrue)
+
+
+@pytest.mark.timeout(300)
+def test_without_a_plant_the_same_faults_find_nothing(tmp_path: Path) -> None:
+    faults = sorted([*KILLS, *LOSS], key=lambda fault: fault.at)
+    verdict = play(tmp_path, faults, ("quick", "fails", "slow", "busy"), None, SLOW)
+    assert verdict.clean, str(verdict)
