@@ -84,15 +84,18 @@ class Client:
 class Server(Client):
     """A server in `directory`, whose apsis.yaml and jobs are written unless they are there."""
 
+    program: Sequence[str] = (sys.executable, PROGRAM)
+
     def __init__(
         self,
         directory: Path,
         jobs: Mapping[str, str] | None = None,
         config: str = "",
-        program: Sequence[str] = (sys.executable, PROGRAM),
+        program: Sequence[str] | None = None,
     ) -> None:
         self.directory = directory
-        self.program = program
+        if program is not None:
+            self.program = program
         self.jobs = directory / "jobs"
         self.process: subprocess.Popen[bytes] | None = None
         self.jobs.mkdir(parents=True, exist_ok=True)
