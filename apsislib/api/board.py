@@ -62,8 +62,8 @@ def board(parts: Parts, request: Request) -> Response:
             "waiting": reader.count(states={State.WAITING}, limit=COUNTED),
             "failing": len(failing),
         }
-        shown = [*failing[:LISTED], *running, *alarmed]
-        typical = _typical(reader, {run.job_id for run in shown} | {start["job_id"] for start in coming})
+        shown = {run.job_id for run in (*running, *alarmed)} | {start["job_id"] for start in coming}
+        typical = _typical(reader, shown)
     return ok(
         {
             "when": format_time(now),

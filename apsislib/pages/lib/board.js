@@ -1,5 +1,5 @@
-// The store of live runs: what is active and what fails, kept current for whichever view is open. It feeds the
-// title and icon of the tab at all times, and Today when that is shown.
+// The store of live runs: what fails, runs, waits and comes next, kept current for whichever view is open. It feeds
+// the title and icon of the tab at all times, and Today when that is shown.
 
 import { get } from "./api.js";
 import { setFailing } from "./badge.js";
@@ -7,16 +7,30 @@ import { oneAtATime } from "./dom.js";
 import { subscribe } from "./live.js";
 import { ACTIVE } from "./times.js";
 
-const MOST = 2000; // runs of a kind that are kept; an installation has seldom more at once
-const DAY = 86_400_000; // ms
+const MOST = 1000; // runs of a kind that are kept; beyond, they are only counted
+const OFTEN = 3000; // ms between two questions for all of it
+const SELDOM = 60_000; // ms after which it is asked for though nothing is known to have changed
 
-export const active = new Map(); // run ID -> summary of what waits, starts, runs or stops
-export const failing = new Map(); // instance -> summary of its latest run, where that failed within a day
+export const board = {
+  loaded: false,
+  active: new Map(), // run ID -> summary of what waits, starts, runs or stops
+  failing: new Map(), // instance -> summary of its latest run, where that failed within a day
+  unlisted: { running: 0, waiting: 0, failing: 0 }, // how many more there are
+  why: {}, // run ID -> what it waits for
+  next: [], // starts to come
+  typical: {}, // job ID -> seconds
+  agents: { live: 0, draining: 0, lost: [] },
+  ailments: [],
+};
 
 const watchers = new Set();
 
 /** The instance of a run: its job and args. */
 export const instanceOf = (run) => JSON.stringify([run.job_id, run.args]);
+
+export const running = () => [...board.active.values()].filter((run) => run.state !== "waiting");
+export const waiting = () => [...board.active.values()].filter((run) => run.state === "waiting");
+export const late = () => [...board.active.values()].filter((run) => run.alarms?.length);
 
 /** Be called whenever something here has changed; answers a function that ends it. */
 export function watch(does) {
@@ -29,12 +43,19 @@ let changed = false;
 function tell() {
   if (!changed) return;
   changed = false;
-  setFailing(failing.size);
+  setFailing(board.failing.size + board.unlisted.failing);
   for (const does of [...watchers]) does();
 }
 
 function put(run) {
+  const { active, failing } = board;
+  if (run.state !== "scheduled" && board.next.some((start) => start.run_id === run.run_id)) {
+    board.next = board.next.filter((start) => start.run_id !== run.run_id);
+    changed = true;
+    if (board.next.length < 15) reloadSoon();
+  }
   if (ACTIVE.includes(run.state)) {
+    if (run.state === "waiting" && !active.has(run.run_id)) reloadSoon(); // why?
     if (active.has(run.run_id) || active.size < MOST) active.set(run.run_id, run);
     changed = true;
     return;
@@ -42,6 +63,7 @@ function put(run) {
   changed = active.delete(run.run_id) || changed;
   const instance = instanceOf(run);
   if (run.state === "failure" || run.state === "error") {
+    failing.delete(instance); // to the end: the newest
     failing.set(instance, run);
     if (failing.size > MOST) failing.delete(failing.keys().next().value);
     changed = true;
@@ -52,29 +74,47 @@ function put(run) {
 
 const load = oneAtATime(async () => {
   try {
-    const [now, failed] = await Promise.all([
-      get("/search/runs", { state: ACTIVE, limit: 1000 }),
-      get("/search/runs", { state: ["failure", "error"], since: new Date(Date.now() - DAY).toISOString(), limit: 200 }),
-    ]);
-    active.clear();
-    failing.clear();
-    for (const run of Object.values(now.runs)) put(run);
-    for (const run of Object.values(failed.runs).reverse()) put(run);
-    changed = true;
+    const found = await get("/board");
+    board.active = new Map([...found.running, ...found.waiting, ...found.alarmed].map((run) => [run.run_id, run]));
+    board.failing = new Map(found.failing.reverse().map((run) => [instanceOf(run), run]));
+    board.unlisted = {
+      running: found.counts.running - found.running.length,
+      waiting: found.counts.waiting - found.waiting.length,
+      failing: found.counts.failing - found.failing.length,
+    };
+    for (const name of ["why", "next", "typical", "agents", "ailments"]) board[name] = found[name];
+    board.loaded = changed = true;
     tell();
   } catch (error) {
-    console.warn(error.message); // the live connection says that the server is away, and asks again
+    if (!board.loaded) console.warn(error.message); // the live connection says that the server is away
   }
 });
+
+let timer = null;
+let asked = 0;
+
+function reloadSoon() {
+  if (timer !== null) return;
+  timer = setTimeout(() => { timer = null; reload(); }, Math.max(300, asked + OFTEN - Date.now()));
+}
+
+function reload() {
+  asked = Date.now();
+  return load();
+}
 
 export function startBoard() {
   subscribe({
     message(message) {
       if (message.type === "run_transition") put(message.run_summary);
-      else if (message.type === "run_delete") changed = active.delete(message.run_id) || changed;
+      else if (message.type === "run_delete") changed = board.active.delete(message.run_id) || changed;
+      else if (message.type.startsWith("agent")) reloadSoon();
     },
     frame: tell,
-    refresh: load,
+    refresh: reload,
   });
-  load();
+  setInterval(() => {
+    if (document.visibilityState === "visible" && Date.now() - asked > SELDOM) reload();
+  }, 5000);
+  reload();
 }

@@ -29,9 +29,9 @@ export function stateIcon(state) {
 export const stateMark = (state) => el("span", { class: "state", "data-state": state }, stateIcon(state), state);
 
 const ALARMS = {
-  late: "it has not ended by the time that its job expects",
-  missed: "it was not started when it was due",
-  long: "it runs longer than its job expects",
+  late: "it did not begin in the time that its job expects",
+  missed: "it did not end by the time that its job expects",
+  long: "it ran longer than its job expects",
 };
 
 export const alarmMarks = (run) => (run.alarms ?? []).map(
@@ -44,12 +44,14 @@ export const argsMark = (args) => el("span", { class: "args" }, Object.entries(a
 
 export const runLink = (id, cls = "mono") => el("a", { href: `/runs/${encodeURIComponent(id)}`, class: cls }, id);
 
-/** A job's ID as a link, its folders less loud than its name. */
-export function jobLink(id, cls = "") {
+/** A job's ID, its folders less loud than its name. */
+export function jobText(id) {
   const cut = id.lastIndexOf("/") + 1;
-  return el("a", { href: `/job/${encodePath(id)}`, class: `job ${cls}` },
-    cut ? el("span", { class: "folder" }, id.slice(0, cut)) : null, id.slice(cut));
+  return [cut ? el("span", { class: "folder" }, id.slice(0, cut)) : null, id.slice(cut)];
 }
+
+export const jobHref = (id) => `/job/${encodePath(id)}`;
+export const jobLink = (id, cls = "") => el("a", { href: jobHref(id), class: `job ${cls}` }, jobText(id));
 
 /** An instant: of today its time of day, else month, day and time; in full, and how long ago, when pointed at. */
 export function timeMark(time, { full = false } = {}) {

@@ -50,6 +50,9 @@ export class Rows {
     if (at >= 0) focusables(row.node)[at]?.focus({ preventScroll: true });
   }
 
+  /** Draw all rows anew the next time. */
+  forget() { for (const row of this.rows.values()) row.item = undefined; }
+
   node(key) { return this.rows.get(key)?.node; }
 }
 
