@@ -458,6 +458,7 @@ def check_jobs(args: argparse.Namespace) -> int:
     from apsislib import config as configs
     from apsislib import jobs
     from apsislib.calendars import Calendars
+    from apsislib.cli.show import machine
     from apsislib.clock import WallClock
     from apsislib.errors import ApsisError
 
@@ -485,6 +486,12 @@ def check_jobs(args: argparse.Namespace) -> int:
     except ApsisError as error:
         complain(error)
         return 1
+    if args.format:
+        keys = ("job_id", "path", "line", "message")
+        report: dict[str, Any] = {"errors": [{key: getattr(one, key) for key in keys} for one in errors]}
+        report["warnings"] = [] if found is None else list(map(str, found.warnings))
+        sys.stdout.write(machine(report, args.format))
+        return 1 if errors else 0
     for error in errors:
         print(f"{error.job_id}: {error}" if error.job_id else str(error))
     if found is not None:
@@ -551,6 +558,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         action="store_true",
         help="also that dependencies of the next day's runs are scheduled, without cycles",
     )
+    add.add_argument("--format", choices=("json", "yaml"), help="for machines")
     add.set_defaults(run=check_jobs)
 
     add = commands.add_parser("create", help="create an empty database")
@@ -593,17 +601,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(given.run(given))
 
 
+class _AccessLog(logging.StreamHandler[Any]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Nobody reads any more, say: then nothing more is written, rather than a complaint each time."""
+        logging.getLogger("access").handlers = [logging.NullHandler()]
+        log.warning("requests can't be logged: %s", sys.exc_info()[1])
+
+
 def set_up_logging(level: str) -> None:
-    """To stderr: time, who, how bad (one letter), what."""
+    """To stderr: time, who, how bad (one letter), what. To stdout: requests, in the same form."""
     logging.addLevelName(logging.CRITICAL, "C")
     for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(number, logging.getLevelName(number)[0])
-    logging.basicConfig(
-        format="%(asctime)s.%(msecs)03d %(name)-24s %(levelname)s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-        level={"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}[level],
-        force=True,
-    )
+    form, date = "%(asctime)s.%(msecs)03d %(name)-24s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
+    number = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}[level]
+    logging.basicConfig(format=form, datefmt=date, level=number, force=True)
+    access = logging.getLogger("access")  # of the API's requests, apart: there are many
+    access.propagate = False
+    access.handlers = [_AccessLog(sys.stdout)]
+    access.handlers[0].setFormatter(logging.Formatter(form, date))
 
 
 if __name__ == "__main__":

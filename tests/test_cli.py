@@ -257,7 +257,7 @@ def test_a_scheduled_run_is_shown_as_a_block(server: Server) -> None:
     assert re.fullmatch(r"run r\d+ nothing\(a=1 2, state=x\)", first)
     assert program.endswith(": no-op")
     assert conditions == "none"
-    assert (state, blank) == ("[O] for 2099-01-02 03:04:05", "")
+    assert (state, blank) == ("[O] for 2099-01-02 03:04:05 stop at 2099-01-02 04:34:05", "")
     run = server.run(first.split()[1])
     assert run["times"]["stop"] == "2099-01-02T04:34:05.000+00:00"
     assert run["args"] == {"a": "1 2", "state": "x"}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from apsislib.api.server import Server
 
 log = logging.getLogger(__name__)
+access = logging.getLogger("access")  # a line for each request: see apsis.set_up_logging
 
 IDLE = 30.0  # s between requests of a connection
 HEAD = 10.0  # s for a head, from its first byte; also for a client that sends one byte at a time
@@ -45,18 +46,21 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         self.clock = self.server.parts.clock
         self.held = bytearray()  # received, not yet used
         self.taken = False  # the socket belongs to somebody else now
+        self.asked: Request | None = None  # the request under way, once its head has been read
 
     def finish(self) -> None:
         pass
 
     def handle(self) -> None:
         while not self.server.closing.is_set():
+            self.asked = None
             try:
                 head = self._read_head()
                 if head is None or not self._exchange(head):
                     return
             except Refused as refusal:
                 answer = failed(refusal.status, str(refusal))
+                self._log(refusal.status)
                 self._send(replace(answer, headers=refusal.headers, close=True), head_only=False)
                 self._linger()
                 return
@@ -64,22 +68,31 @@ class Exchange(http.server.BaseHTTPRequestHandler):
     def _exchange(self, head: bytes) -> bool:
         """One request and its answer; whether another may follow."""
         request, keep = message.parse_head(head)
+        self.asked = request
         self.server.admit(request, self.local)
         if "upgrade" in request.headers and request.headers["upgrade"].lower() == "websocket":
             answer = self._upgrade(request)
             if answer is None:
+                self._log(101)
                 return False
         else:
             length = message.body_length(request)
             if length:
                 request = message.with_body(request, self._read_body(request, length))
             answer = self.server.answer(request)
-        log.debug("%s %s %s %s", answer.status, request.method, request.path, self.client_address[0])
+        self._log(answer.status)
         keep = keep and not answer.close and not self.server.closing.is_set()
         self._send(answer, request.method == "HEAD", keep)
         if answer.after is not None:
             answer.after()
         return keep
+
+    def _log(self, status: int) -> None:
+        if access.isEnabledFor(logging.INFO):
+            asked = self.asked
+            url = "-" if asked is None else asked.path + (f"?{asked.raw_query}" if asked.raw_query else "")
+            method = "-" if asked is None else asked.method
+            access.info("%s %s %s (%s)", status, method, url, self.client_address[0])
 
     def _upgrade(self, request: Request) -> Response | None:
         """Give the socket away; or the answer why not."""

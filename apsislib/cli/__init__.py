@@ -85,13 +85,6 @@ def add_commands(subparsers: Any, version: str) -> None:
     def add_runs(parser: argparse.ArgumentParser) -> None:
         add_words(parser, "runs", "RUN", "+", "run IDs, such as r12")
 
-    def add_many(parser: argparse.ArgumentParser) -> None:
-        add_words(parser, "runs", "RUN", "*", "run IDs, such as r12")
-        parser.add_argument(
-            "--matching", metavar="QUERY", help="all runs that match a search, such as 'etl state:failure'"
-        )
-        parser.add_argument("--dry-run", action="store_true", help="only say to which runs it would be done")
-
     def add_format(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--format", choices=("json", "yaml"), help="for machines")
         parser.add_argument(
@@ -100,6 +93,17 @@ def add_commands(subparsers: Any, version: str) -> None:
             default=argparse.SUPPRESS,
             help="times in UTC, not in the local zone",
         )
+
+    def add_many(parser: argparse.ArgumentParser) -> None:
+        add_words(parser, "runs", "RUN", "*", "run IDs, such as r12")
+        parser.add_argument(
+            "--matching", metavar="QUERY", help="all runs that match a search, such as 'etl state:failure'"
+        )
+        parser.add_argument("--dry-run", action="store_true", help="only say to which runs it would be done")
+        parser.add_argument(
+            "-y", "--yes", action="store_true", help="with --matching on a terminal: do not ask whether to"
+        )
+        add_format(parser)
 
     when = "TIME is now, +DURATION from now, HH:MM:SS (the next), or such as 2031-05-06T07:08:09Z."
     command = add("schedule", "make a run of a job", when)
@@ -220,7 +224,6 @@ def add_commands(subparsers: Any, version: str) -> None:
     command = add("rerun", "run again: the same job and args, now")
     add_many(command)
     _add_wait(command)
-    add_format(command)
 
     command = add("reload-jobs", "have the server read the job files again")
     command.add_argument("--dry-run", action="store_true", help="only say what would change")

@@ -7,7 +7,7 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TextIO
 
 from apsislib.cli import address, completion, following, looking, show
 from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 FUTURE = 20  # runs that a reload says appear, disappear or change; --format has more
 REASONS = 20  # refusals that are shown: of a search there may be thousands
+SHOWN = 20  # runs that are shown before it is asked whether they are meant
 INTERRUPTED = 130  # exit status of a command that promised to tell how runs end, and was not let
 
 
@@ -60,6 +61,9 @@ def _run(args: Namespace, terminal: Terminal) -> int:
         else:
             say(error, terminal)
         return 1
+    except Unwanted:
+        print("nothing is done", file=sys.stderr)
+        return 1
     except Trouble as error:
         sys.stdout.flush()
         print(f"error: {plain(error)}", file=sys.stderr)
@@ -92,28 +96,75 @@ def each(runs: Iterable[str], terminal: Terminal, call: Callable[[str], object])
 
 
 def many(args: Namespace) -> bool:
-    """Whether runs are named by a search, or nothing is to be done. Raises Misuse if none are named."""
+    """Whether one request does it: of a search, a dry run, for machines. Raises Misuse: no runs are named."""
     if bool(args.runs) == (args.matching is not None):
         raise Misuse("name runs, or give a search with --matching, but not both")
-    return args.matching is not None or bool(args.dry_run)
+    machine = bool(args.format) and args.command != "rerun"
+    return args.matching is not None or bool(args.dry_run) or machine
+
+
+class Unwanted(Exception):
+    """Who was asked does not want it."""
 
 
 def bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more: str) -> Any:
-    """The same done to many runs at once; says to which, and answers what the server does."""
+    """The same done to many runs at once; says to which, and answers what the server does.
+
+    Raises Unwanted.
+    """
     body = {"operation": verb, "dry_run": args.dry_run, **more}
-    body |= {"query": args.matching} if args.matching is not None else {"runs": args.runs}
+    if args.matching is None:
+        body |= {"runs": args.runs}
+    elif args.dry_run or args.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        body |= {"query": args.matching}
+    else:  # those that were shown, not what the search would find by now
+        body |= {"runs": _confirmed(args, client, body | {"query": args.matching, "dry_run": True})}
     answer = client.post("v1", "bulk", body=body, patience=SLOW)
-    if not getattr(args, "format", None):
-        done, refused = answer["done"], answer["refused"]
+    if args.format:
+        # Of a rerun, it is the new runs that are shown.
+        if verb != "rerun" or args.dry_run:
+            looking.print_data(args, answer)
+        return answer
+    done, refused = answer["done"], answer["refused"]
+    if args.dry_run and terminal.width is not None:
+        _preview(args, client, done, terminal, sys.stdout)
+    else:
         for run_id in done:
             made = answer["made"].get(run_id)
             print(f"{plain(run_id)} as {plain(made)}" if made else plain(run_id))
-        for said in list(refused.values())[:REASONS]:
-            print(terminal.paint(plain(said), RED))
-        would = "would be " if args.dry_run else ""
-        rest = f", {len(refused)} can't" if refused else ""
-        print(f"{verb} {would}done to {len(done)} run{'' if len(done) == 1 else 's'}{rest}")
+    for said in list(refused.values())[:REASONS]:
+        print(terminal.paint(plain(said), RED))
+    would = "would be " if args.dry_run else ""
+    rest = f", {len(refused)} can't" if refused else ""
+    print(f"{verb} {would}done to {counted(done)}{rest}")
     return answer
+
+
+def counted(runs: Sequence[str]) -> str:
+    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}"
+
+
+def _confirmed(args: Namespace, client: Client, body: dict[str, Any]) -> list[str]:
+    """The runs that a search finds, once somebody has said that they are meant. Raises Unwanted, Misuse."""
+    found: list[str] = client.post("v1", "bulk", body=body, patience=SLOW)["done"]
+    if not found:
+        raise Misuse(f"no run that could be served matches: {args.matching}")
+    _preview(args, client, found, Terminal.of(sys.stderr), sys.stderr)
+    print(f"{body['operation']} {counted(found)}? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Unwanted
+    return found
+
+
+def _preview(args: Namespace, client: Client, runs: Sequence[str], terminal: Terminal, to: TextIO) -> None:
+    if not runs:
+        return
+    query = [("summary", "true"), *(("run_id", run_id) for run_id in runs[:SHOWN])]
+    answer = client.get("v1", "runs", query=query)
+    table = show.runs_table(answer["runs"].values(), answer["when"], terminal, args.utc)
+    if len(runs) > SHOWN:
+        table[-1] = f"... and {len(runs) - SHOWN} more"
+    print("\n".join(table), file=to)
 
 
 def in_bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more: str) -> int:

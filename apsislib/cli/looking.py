@@ -9,7 +9,7 @@ from typing import Any
 
 from apsislib.cli import show
 from apsislib.cli.client import ApiError, Client, Misuse
-from apsislib.cli.terminal import ARGS, JOB, RUN, Cell, Column, Terminal, plain, table
+from apsislib.cli.terminal import ARGS, JOB, RED, RUN, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import read_span, show_time
 from apsislib.clock import WallClock
 from apsislib.states import State
@@ -250,21 +250,26 @@ def print_runs(args: Namespace, terminal: Terminal, found: Sequence[Any], now: s
 
 
 def run(args: Namespace, client: Client, terminal: Terminal) -> int:
-    answers = [client.get("v1", "runs", run_id) for run_id in args.runs]
-    found = [
-        (answer["runs"][run_id], answer["when"]) for run_id, answer in zip(args.runs, answers, strict=True)
-    ]
+    found: list[tuple[Any, str]] = []
+    unknown: list[ApiError] = []
+    for run_id in args.runs:
+        try:
+            answer = client.get("v1", "runs", run_id)
+            found.append((answer["runs"][run_id], answer["when"]))
+        except ApiError as error:
+            unknown.append(error)
     if args.format or not args.verbose:
-        now = found[-1][1]
         shown = [run for run, _ in found]
-        print_runs(args, terminal, shown, now, len(found) > 1)
+        print_runs(args, terminal, shown, found[-1][1] if found else "", len(args.runs) > 1)
         if not args.format:
             for line in [*errors(client, shown), *waits(client, shown, args.utc)]:
                 print(line)
-        return 0
-    for one, now in found:
-        _print_all(one, now, client, terminal, args.utc)
-    return 0
+    else:
+        for one, now in found:
+            _print_all(one, now, client, terminal, args.utc)
+    for wrong in unknown:  # after those that are known, and beside what machines read
+        print(terminal.paint(f"Error: {plain(wrong)}", RED), file=sys.stderr if args.format else sys.stdout)
+    return 1 if unknown else 0
 
 
 def _print_all(run: Any, now: str, client: Client, terminal: Terminal, utc: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from apsislib.cli.terminal import ARGS, JOB, RUN, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import show_elapsed, show_time
+from apsislib.states import FINISHED
 from apsislib.times import parse_time
 
 Json = Mapping[str, Any]
@@ -109,7 +110,10 @@ def state_line(run: Json, now: str, terminal: Terminal, utc: bool) -> str:
     else:
         said = f"at {show_time(times.get(state), utc)}"
     took = elapsed(run, now)
-    return f"{look(terminal, state)} {said}" + (f" elapsed {took}" if took else "")
+    stop = times.get("stop") if state not in FINISHED else None
+    parts = [f"elapsed {took}"] if took else []
+    parts += [f"stop at {show_time(stop, utc)}"] if stop else []
+    return " ".join([look(terminal, state), said, *parts])
 
 
 def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:

@@ -41,7 +41,8 @@ def add_commands(commands: Any) -> None:
     add = _command(commands, "backup", "copy the database, also while a server uses it")
     add.add_argument("target", metavar="PATH", type=Path, help="the copy, a new file")
 
-    _command(commands, "check-db", "look for damage in the database, also while a server uses it")
+    add = _command(commands, "check-db", "look for damage in the database, also while a server uses it")
+    add.add_argument("path", metavar="PATH", type=Path, nargs="?", help="the database; as with --database")
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

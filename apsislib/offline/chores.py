@@ -62,6 +62,9 @@ def backup(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
+    if args.path is not None and args.database is not None:
+        raise BadRequest("name one database: PATH, or --database")
+    args.database = args.path or args.database
     path = _database(args)
     found = Store(path, WallClock()).check()
     for line in found or ["no damage found"]:

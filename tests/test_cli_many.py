@@ -1,0 +1,150 @@
+"""Operations on many runs: shown and confirmed on a terminal, done at once in a script."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+from server import Server, environment
+
+JOBS = {
+    "etl/load": "params: [n]\nprogram: {type: no-op, duration: 600}\n",
+    "fails": "program: {type: no-op, success: false}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("many"), JOBS).running() as server:
+        yield server
+
+
+def later(server: Server, count: int, name: str) -> list[str]:
+    """Runs that are scheduled for 2036."""
+    body = {"job_id": "etl/load", "args": {"n": name}, "times": {"schedule": "2036-01-01T00:00:00Z"}}
+    return list(server.post("/runs", body, count=str(count))["runs"])
+
+
+def on_terminal(server: Server, answer: str, *words: str, columns: int = 100) -> tuple[int, str, str]:
+    """(exit status, what is printed, what the terminal shows beside it) of a command that asks."""
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        server.argv(*words),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(TERM="dumb", COLUMNS=str(columns)),
+    )
+    os.close(theirs)
+    shown = b""
+    answered = False
+    while True:
+        try:
+            piece = os.read(mine, 65536)
+        except OSError:  # the other end has closed
+            break
+        if not piece:
+            break
+        shown += piece
+        if not answered and b"[y/N]" in shown:
+            os.write(mine, f"{answer}\n".encode())
+            answered = True
+    assert process.stdout is not None
+    printed = process.stdout.read().decode()
+    status = process.wait(60)
+    os.close(mine)
+    return status, printed, shown.decode().replace("\r\n", "\n")
+
+
+def states(server: Server, runs: list[str]) -> set[str]:
+    return {server.run(run_id)["state"] for run_id in runs}
+
+
+def test_a_search_is_shown_and_asked_about_on_a_terminal(server: Server) -> None:
+    runs = later(server, 3, "ask")
+    words = ("skip", "--matching", "etl n=ask state:scheduled")
+    status, printed, shown = on_terminal(server, "n", *words)
+    assert (status, printed) == (1, "")
+    assert all(run_id in shown for run_id in runs) and "n=ask" in shown and "2036-01-01" in shown
+    assert "skip 3 runs? [y/N]" in shown and "nothing is done" in shown
+    assert states(server, runs) == {"scheduled"}
+    status, printed, shown = on_terminal(server, "yes", *words)
+    assert status == 0 and printed.endswith("skip done to 3 runs\n")
+    assert states(server, runs) == {"skipped"}
+    status, printed, shown = on_terminal(server, "", *words)
+    assert status == 2 and "no run that could be served matches: etl n=ask state:scheduled" in shown
+
+
+def test_only_what_was_shown_is_served(server: Server) -> None:
+    runs = later(server, 25, "more")
+    status, _, shown = on_terminal(server, "", "skip", "--matching", "n=more state:scheduled")
+    assert status == 1 and "... and 5 more" in shown and "skip 25 runs?" in shown
+    mine, theirs = pty.openpty()
+    process = subprocess.Popen(
+        server.argv("skip", "--matching", "n=more state:scheduled"),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment(),
+    )
+    asked = b""
+    while b"[y/N]" not in asked:
+        asked += os.read(mine, 65536)
+    late = later(server, 1, "more")
+    os.write(mine, b"y\n")
+    assert process.stdout is not None and b"skip done to 25 runs" in process.stdout.read()
+    process.wait(60)
+    os.close(theirs)
+    os.close(mine)
+    assert states(server, runs) == {"skipped"} and states(server, late) == {"scheduled"}
+
+
+def test_a_script_is_not_asked_and_nor_is_who_says_yes(server: Server) -> None:
+    runs = later(server, 2, "script")
+    done = server.command("skip", "--matching", "n=script state:scheduled")
+    assert (done.returncode, done.stderr) == (0, "") and states(server, runs) == {"skipped"}
+    runs = later(server, 2, "yes")
+    status, printed, shown = on_terminal(server, "", "skip", "-y", "--matching", "n=yes state:scheduled")
+    assert (status, shown) == (0, "") and printed.endswith("skip done to 2 runs\n")
+
+
+def test_a_dry_run_is_a_table_on_a_terminal(server: Server) -> None:
+    (run_id,) = later(server, 1, "dry")
+    mine, theirs = pty.openpty()
+    subprocess.run(
+        server.argv("skip", "--dry-run", run_id, "r999"), stdout=theirs, env=environment(), check=False
+    )
+    os.close(theirs)
+    shown = os.read(mine, 65536).decode()
+    os.close(mine)
+    assert "run_id" in shown and "n=dry" in shown and "unknown run r999" in shown
+    assert "skip would be done to 1 run, 1 can't" in shown
+    assert states(server, [run_id]) == {"scheduled"}
+
+
+@pytest.mark.parametrize(
+    "verb", [["skip"], ["start"], ["stop"], ["signal", "TERM"], ["mark", "error"], ["rerun"]]
+)
+def test_machines_are_told_what_was_done_and_what_not(server: Server, verb: list[str]) -> None:
+    done = server.command(*verb, "r99999", "--format", "json", "--dry-run")
+    answer = json.loads(done.stdout)
+    assert done.returncode == 1 and answer["operation"] == verb[0]
+    assert answer["refused"] == {"r99999": "unknown run r99999"} and answer["dry_run"] is True
+
+
+def test_what_is_done_for_machines_is_done(server: Server) -> None:
+    runs = later(server, 2, "machine")
+    done = server.command("skip", *runs, "--format", "yaml")
+    assert done.returncode == 0 and f"done:\n- {runs[0]}\n- {runs[1]}\n" in done.stdout
+    assert states(server, runs) == {"skipped"}
+    again = server.command("skip", runs[0], "--format", "json")
+    assert again.returncode == 1 and json.loads(again.stdout)["done"] == []
+    marked = json.loads(server.command("mark", "success", *runs, "--format", "json").stdout)
+    assert marked["done"] == runs and states(server, runs) == {"success"}
+    new = json.loads(server.command("rerun", "--matching", "n=machine", "--format", "json").stdout)
+    assert [run["rerun_of"] for run in new] == runs
+    server.command("stop", *(run["run_id"] for run in new))
