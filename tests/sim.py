@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from math import inf
 from typing import Any
 
 from apsislib import binding
@@ -81,14 +82,11 @@ class Sim:
         self.checks: list[Check] = []
         self._number = 0
         self._writes: dict[type, Callable[[Any], None]] = {
-            Save: self._write_save,
-            Note: self._write_note,
             SetClock: self._write_clock,
             Owe: self._write_owe,
             Settle: self._write_settle,
         }
         self._acts: dict[type, Callable[[Any], None]] = {
-            Save: self._do_save,
             Bind: self._do_bind,
             Lookup: self._do_lookup,
             Owe: lambda owe: self._do_action(owe),  # which tests replace
@@ -134,62 +132,60 @@ class Sim:
 
     def run_until(self, end: float | str) -> None:
         end = instant(end) if isinstance(end, str) else end
+        clock = self.clock
         while True:
-            self.settle()
-            wall, boot = self.kernel.next_wake()
-            next_boot = None if boot is None else self.clock.wall() + boot - self.clock.boot()
-            nexts = [t for t in (wall, next_boot) if t is not None]
-            then = min(nexts, default=end)
+            wall, boot = self.settle()
+            now = clock.wall()
+            then = inf if wall is None else wall
+            if boot is not None:
+                then = min(then, now + boot - clock.boot())
             if then > end:
                 break
-            if then > self.clock.wall():
-                self.clock.advance(then - self.clock.wall())
-            elif not nexts:
-                break
-            elif wall is None or wall > self.clock.wall():
-                self.clock.advance(1e-6)  # due by the boot clock, but for what rounding has eaten
-        if end > self.clock.wall():
-            self.clock.advance(end - self.clock.wall())
+            # Due by the boot clock, but for what rounding has eaten: a little later.
+            clock.advance(then - now if then > now else 1e-6)
+        if end > clock.wall():
+            clock.advance(end - clock.wall())
             self.settle()
 
-    def settle(self) -> None:
-        """Do everything that is due at this instant."""
+    def settle(self) -> tuple[float | None, float | None]:
+        """Do everything that is due at this instant; when more will be."""
         kernel, clock = self.kernel, self.clock
         while True:
             kernel.tick(clock.wall(), clock.boot())
             self.commit()
             wall, boot = kernel.next_wake()
-            if not (
-                kernel.outbox
-                or (wall is not None and wall <= clock.wall())
-                or (boot is not None and boot <= clock.boot())
-            ):
-                return
+            if (wall is None or wall > clock.wall()) and (boot is None or boot > clock.boot()):
+                return wall, boot
 
     def commit(self) -> None:
         """The writer and, after it, the hands: until nothing more follows."""
-        kernel = self.kernel
-        while kernel.outbox:
-            effects, kernel.outbox = kernel.outbox, []
+        kernel, rows, log = self.kernel, self.rows, self.log
+        while effects := kernel.outbox:
+            kernel.outbox = []
             if self.keep_effects:
                 self.effects += effects
+            ended: list[Run] = []
+            rest: list[Effect] = []
             for effect in effects:
-                write = self._writes.get(type(effect))
-                if write is not None:
-                    write(effect)
-            for effect in effects:
+                kind = type(effect)
+                if kind is Note:
+                    log[effect.run_id].append(effect.message)
+                elif kind is Save:
+                    run = effect.run
+                    rows[run.run_id] = run
+                    kernel.leaving.pop(run.run_id, None)
+                    if run.state in FINISHED:
+                        self.ended[run.key].add(run.state)
+                        ended.append(run)
+                else:
+                    rest.append(effect)
+                    if kind in self._writes:
+                        self._writes[kind](effect)
+            for effect in rest:
                 act = self._acts.get(type(effect))
                 if act is not None:
                     act(effect)
-
-    def _write_save(self, save: Save) -> None:
-        run = save.run
-        self.rows[run.run_id] = run
-        if run.state in FINISHED:
-            self.ended[run.key].add(run.state)
-
-    def _write_note(self, note: Note) -> None:
-        self.log[note.run_id].append(note.message)
+            kernel.evict(ended)
 
     def _write_clock(self, clock: SetClock) -> None:
         assert clock.time >= self.stored_clock, "the stored clock went back"
@@ -201,11 +197,6 @@ class Sim:
 
     def _write_settle(self, settle: Settle) -> None:
         del self.owed[settle.cause]
-
-    def _do_save(self, save: Save) -> None:
-        self.kernel.leaving.pop(save.run.run_id, None)
-        if save.run.state in FINISHED:
-            self.kernel.evict([save.run])
 
     def _do_bind(self, bind: Bind) -> None:
         runs = [

@@ -52,7 +52,7 @@ class Ledger:
         self.held = False  # waiting runs are not judged yet: expected ones are not all made
         self.braked = False  # the disk is failing: nothing is started
         self._by_key: dict[RunKey, dict[str, None]] = {}  # run IDs, in order of number
-        self._occupied: Counter[RunKey] = Counter()
+        self._occupied: dict[RunKey, int] = {}  # no Counter: its operations are three times as slow
 
     # -- View: what conditions may know ------------------------------------------------------------
 
@@ -78,7 +78,7 @@ class Ledger:
         else:
             mine[run_id] = None
         if run.state in OCCUPYING:  # restored
-            self._occupied[key] += 1
+            self._occupied[key] = self._occupied.get(key, 0) + 1
 
     def move(
         self,
@@ -138,12 +138,11 @@ class Ledger:
             self.outcomes.ended(key, state)
         if state in OCCUPYING:
             if old not in OCCUPYING:
-                self._occupied[key] += 1
+                self._occupied[key] = self._occupied.get(key, 0) + 1
         elif old in OCCUPYING:
-            if self._occupied[key] > 1:
-                self._occupied[key] -= 1
-            else:
-                del self._occupied[key]
+            left = self._occupied.pop(key) - 1
+            if left:
+                self._occupied[key] = left
             self.waits.touch_slots(key)
 
     def owe(self, run: Run) -> None:
