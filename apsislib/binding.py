@@ -46,6 +46,9 @@ def bind(
     `run_id` is None when a job is only checked. `find_job` raises BadRequest for an unknown job.
     """
     check_args(job, args)
+    shared: Bound | None = job.shared.get("bound")
+    if shared is not None and not job.conditions:
+        return shared
     names: dict[str, Any] = {}
 
     def expand(text: str) -> str:
@@ -55,16 +58,15 @@ def bind(
             names.update(templates.names(args, run_id, job.job_id, get_calendar))
         return templates.expand(text, names)
 
-    judged: tuple[Any, ...] = ()
-    if job.conditions:
-        to = Binding(job, args, run_id or "r0", expand, find_job)
-        judged = tuple([c.bind(to) for c in job.conditions if c.enabled(expand)])
-    shared = job.shared.get("program")
     if shared is None:
-        names.clear()
         program = job.program.bind(expand)
-        shared = program.to_json(), program.limits(), tuple([a.to_json() for a in job.actions])
+        actions = tuple([a.to_json() for a in job.actions])
+        shared = Bound(program.to_json(), (), actions, program.limits(), ())
         if not names:  # it has no templates: all runs of the job have one and the same
-            job.shared["program"] = shared
-    json, limits, actions = shared
-    return Bound(json, tuple([c.to_json() for c in judged]), actions, limits, judged)
+            job.shared["bound"] = shared
+        if not job.conditions:
+            return shared
+    to = Binding(job, args, run_id or "r0", expand, find_job)
+    judged = tuple([c.bind(to) for c in job.conditions if c.enabled(expand)])
+    conds = tuple([c.to_json() for c in judged])
+    return Bound(shared.program, conds, shared.actions, shared.limits, judged)

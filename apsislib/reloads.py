@@ -74,8 +74,8 @@ def _occurrences(
     start, claimed = position
     cursors = Cursors(horizon, most)
     cursors.add(job, start)
-    while (taken := cursors.take(now, SLICE)) is not None:
-        for occurrence, args, identity in taken[1]:
+    while (due := cursors.due()) is not None and due <= now:
+        for occurrence, args, identity in cursors.take(now, SLICE)[1]:
             if identity not in claimed:
                 yield occurrence, args
 

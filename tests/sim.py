@@ -42,6 +42,9 @@ from apsislib.runs import (
 from apsislib.scheduler import Scheduler, Settings
 from apsislib.states import FINISHED, State
 
+_LABELS: dict[str, Any] = {"labels": []}
+_META = {"job": _LABELS}  # one mapping for all runs, as the driver shares it
+
 
 class SimProgram:
     """Runs for `seconds` (None: until it is ended from outside), then ends in `state`."""
@@ -313,7 +316,9 @@ class Sim:
     ) -> Run:
         self._number += 1
         now = self.clock.wall()
-        times = {"scheduled": now, "schedule": at} | ({} if stop is None else {"stop": stop})
+        times = {"scheduled": now, "schedule": at}
+        if stop is not None:
+            times["stop"] = stop
         run_id = f"r{self._number}"
         bound = binding.bind(job, args, run_id, self._find_job, _no_calendar)
         return Run(
@@ -327,7 +332,7 @@ class Sim:
             bound.program,
             bound.conds,
             bound.actions,
-            {"job": {"labels": []}, **({"expect": job.expect.of(at)} if job.expect else {})},
+            {"job": _LABELS, "expect": job.expect.of(at)} if job.expect else _META,
             None,
             occurrence,
             cause,

@@ -221,6 +221,7 @@ class Scheduler:
             ledger.waits.leave(run_id)
             if run.state in OCCUPYING:
                 ledger.touch(run.but(state=State.SKIPPED), run.state)
+            self._alarms.forget(run_id)
             ledger.remove(run_id)
             ledger.waits.touch(run.key, run.state)
 

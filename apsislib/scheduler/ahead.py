@@ -15,6 +15,7 @@ from apsislib.runs import (
     Drop,
     Expect,
     Job,
+    Note,
     Run,
     SetClock,
     Taken,
@@ -69,6 +70,7 @@ class Ahead:
     def _discard(self, run: Run) -> None:
         self._unexpect(run)
         self._notes.pop(run.run_id, None)
+        self._ledger.alarms.forget(run.run_id)
         self._ledger.remove(run.run_id)
         self._ledger.waits.touch(run.key, run.state)  # who waits for it, provided that it exists
 
@@ -77,9 +79,10 @@ class Ahead:
     def take(self, wall: float, limit: int) -> int:
         """Have about `limit` runs made whose instants have come within the horizon; how many were."""
         count = 0
-        while count < limit and (taken := self.cursors.take(wall, limit - count)) is not None:
-            count += len(taken[1]) + 1
-            self._bind(*taken)
+        while count < limit and (due := self.cursors.due()) is not None and due <= wall:
+            cursor, taken = self.cursors.take(wall, limit - count)
+            count += len(taken) + 1
+            self._bind(cursor, taken)
         return count
 
     def _bind(self, cursor: Cursor, taken: Sequence[Taken]) -> None:
@@ -145,14 +148,15 @@ class Ahead:
         """An expected run leaves *scheduled*, for whatever state: it is stored from its next move on."""
         if not run.expected:
             return run
+        ledger, schedule = self._ledger, run.times["schedule"]
         self._has_claimed = True
-        self._ledger.leaving[run.run_id] = run
+        ledger.leaving[run.run_id] = run
         self._unexpect(run)
-        if run.occurrence is not None and run.times["schedule"] >= self.clock:
-            self._claimed[run.occurrence] = run.times["schedule"]
+        if run.occurrence is not None and schedule >= self.clock:
+            self._claimed[run.occurrence] = schedule
         self.note_schedule(run)
-        if run.actions or self._ledger.settings.actions:
-            self._ledger.owe(run.but(expected=False))
+        if run.actions or ledger.settings.actions:
+            ledger.owe(run.but(expected=False))
         return run
 
     def _unexpect(self, run: Run) -> None:
@@ -168,7 +172,7 @@ class Ahead:
         ledger, at, times = self._ledger, run.timestamp, run.times
         schedule = times["schedule"]
         text = "now" if schedule <= at and not run.occurrence else stamp(schedule)
-        ledger.note(run, at, f"scheduled: {text}")
+        ledger.outbox.append(Note(run.run_id, at, f"scheduled: {text}"))
         if "stop" in times:
             ledger.note(run, at, f"stop time: {stamp(times['stop'])}")
         if self._notes:
@@ -181,11 +185,12 @@ class Ahead:
     def move_clock(self, wall: float) -> None:
         """Not past what is claimed by nobody yet: a due alarm, an occurrence not made or being bound."""
         to = wall
-        due, unmade = self._ledger.alarms.next_wall(), self.cursors.unmade()
+        due = self._ledger.alarms.next_wall()
         if due is not None and due < to:
             to = due
-        if unmade is not None and unmade < to:
-            to = unmade
+        unmade = self.cursors.due()
+        if unmade is not None and unmade + self._ledger.settings.horizon < to:
+            to = unmade + self._ledger.settings.horizon
         for earliest, _, _ in self._binding.values():
             if earliest < to:
                 to = earliest

@@ -91,16 +91,8 @@ class Cursors:
             heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def unmade(self) -> float | None:
-        """The earliest instant that has not been handed out."""
-        due = self.due()
-        return None if due is None else due + self._horizon
-
-    def take(self, now: float, limit: int) -> tuple[Cursor, list[Taken]] | None:
-        """Up to `limit` occurrences of one schedule within the horizon."""
-        due = self.due()
-        if due is None or due > now:
-            return None
+    def take(self, now: float, limit: int) -> tuple[Cursor, list[Taken]]:
+        """Up to `limit` occurrences within the horizon, of the schedule that is due."""
         cursor = heappop(self._heap)[2]
         cursor.queued = False
         job, equals = cursor.job, self._equals[cursor.job.job_id]
@@ -109,7 +101,7 @@ class Cursors:
         room = min(limit, self._limit - cursor.expected)
         occurrence = cursor.next
         while occurrence is not None and occurrence.time <= end and len(taken) < room:
-            args = _cut(occurrence.args, job.params)
+            args = _cut(occurrence.args, job.params) if job.params else _NONE
             taken.append((occurrence, args, _identity(equals, args, occurrence.time)))
             self._advance(cursor)
             occurrence = cursor.next
@@ -157,7 +149,7 @@ class Cursors:
 
 def _cut(given: Args, params: tuple[str, ...]) -> Args:
     """What a schedule gives, of it only what the job has params for."""
-    return GivenArgs({p: given[p] for p in params if p in given}) if params else _NONE
+    return GivenArgs({p: given[p] for p in params if p in given})
 
 
 def _identity(equals: _Equals, args: Args, instant: float) -> str:

@@ -132,7 +132,7 @@ class Ledger:
     def touch(self, run: Run, old: State | None) -> None:
         """A run entered its state; it left `old`, if it was here before. Wakes who waits for that."""
         key, state = run.key, run.state
-        if self.waits:
+        if key in self.waits.filed:
             self.waits.touch(key, state)
         if state in FINISHED:
             self.outcomes.ended(key, state)
@@ -166,8 +166,8 @@ class Ledger:
         return run
 
     def remove(self, run_id: str) -> None:
+        """A run leaves memory. It has no alarms: it has ended, or they were forgotten."""
         run = self.runs.pop(run_id)
-        self.alarms.forget(run_id)
         self.leaving.pop(run_id, None)
         mine = self._by_key[run.key]
         if len(mine) > 1:

@@ -40,14 +40,18 @@ class Waiting:
         run = ledger.move(run, State.WAITING, wall)
         ledger.note(run, wall, f"waiting until: {run.conds[0].get('str', '')}")
         self._waits.enter(run.run_id, Wait(run.number, conds, since=wall))
-        ledger.arm(run, Alarm.WAITING, ledger.settings.max_waiting, wall, boot)
-        if not ledger.held:
+        if ledger.settings.max_waiting is not None:
+            ledger.arm(run, Alarm.WAITING, ledger.settings.max_waiting, wall, boot)
+        if ledger.held:
+            self._waits.wake(run.run_id)
+        else:
             self.judge(run.run_id, wall, boot)
 
     def restore(self, run: Run, wall: float, boot: float) -> None:
         """It was waiting when an earlier process ended."""
         wait = Wait(run.number, _load(run), since=run.times.get("waiting", wall))
         self._waits.enter(run.run_id, wait)
+        self._waits.wake(run.run_id)
         limit = self._ledger.settings.max_waiting
         if limit is not None:
             stored = ((run.run_state or {}).get("timers") or {}).get(Alarm.WAITING.name)

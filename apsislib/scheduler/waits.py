@@ -37,20 +37,17 @@ class Wait:
 class Waits:
     def __init__(self) -> None:
         self._waits: dict[str, Wait] = {}
-        self._filed: dict[RunKey, dict[str, frozenset[State]]] = {}
+        self.filed: dict[RunKey, dict[str, frozenset[State]]] = {}  # read by the ledger, before it touches
         self._queues: dict[RunKey, list[tuple[int, str]]] = {}  # heaps; may hold who has left
         self._ready: deque[str] = deque()
         self._is_ready: set[str] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._waits)
 
     def get(self, run_id: str) -> Wait | None:
         return self._waits.get(run_id)
 
     def enter(self, run_id: str, wait: Wait) -> None:
+        """It waits, and is to be judged."""
         self._waits[run_id] = wait
-        self.wake(run_id)
 
     def leave(self, run_id: str) -> None:
         """It waits no more; if it was the head of a queue, the next one is looked at."""
@@ -66,7 +63,7 @@ class Waits:
             if states is None:
                 heapq.heappush(self._queues.setdefault(key, []), (wait.number, run_id))
             else:
-                self._filed.setdefault(key, {})[run_id] = states
+                self.filed.setdefault(key, {})[run_id] = states
 
     def take(self, run_id: str) -> tuple[Wait, tuple[Key, ...]]:
         """The wait of a run that is about to be judged, and the keys that it was filed under till now."""
@@ -88,12 +85,14 @@ class Waits:
             self._ready.append(run_id)
 
     def touch(self, key: RunKey, state: State | None) -> None:
-        """A run of this instance has entered `state`; None: all may be different."""
-        filed = self._filed.get(key)
+        """A run of this instance has entered `state`; None: all may be different. The oldest go first."""
+        filed = self.filed.get(key)
         if filed:
-            for run_id, states in filed.items():
-                if state is None or state in states:
-                    self.wake(run_id)
+            woken = [run_id for run_id, states in filed.items() if state is None or state in states]
+            if len(woken) > 1:
+                woken.sort(key=lambda run_id: self._waits[run_id].number)
+            for run_id in woken:
+                self.wake(run_id)
 
     def touch_slots(self, key: RunKey) -> None:
         """A slot of this instance may be free."""
@@ -129,10 +128,10 @@ class Waits:
         keys, wait.keys = wait.keys, ()
         for key, states in keys:
             if states is not None:  # from a queue it is dropped when it comes up
-                filed = self._filed[key]
+                filed = self.filed[key]
                 del filed[run_id]
                 if not filed:
-                    del self._filed[key]
+                    del self.filed[key]
         return keys
 
 
