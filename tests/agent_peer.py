@@ -28,6 +28,7 @@ class Link:
 
     def __init__(self, ws: ServerConnection, register: dict[str, Any]) -> None:
         self.register = register
+        self.last = b""  # the newest message, as it came
         self._ws = ws
         self._box: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._passed: list[dict[str, Any]] = []  # received while another message was awaited
@@ -54,6 +55,8 @@ class Link:
         """(its connection's thread) Take what comes, until the end."""
         try:
             for data in self._ws:
+                assert isinstance(data, bytes)
+                self.last = data
                 self._box.put(msgpack.unpackb(data))
         except ConnectionClosed:
             pass
@@ -75,6 +78,10 @@ class Link:
             if _matches(message, kind, fields):
                 return message
             self._passed.append(message)
+
+    def forget(self) -> None:
+        """What was passed over is of no more interest."""
+        self._passed.clear()
 
     def ended(self) -> bool:
         """True once the agent has gone; what it said before stays for later."""
@@ -187,7 +194,12 @@ class Agent:
     """An agent's process."""
 
     def __init__(
-        self, *args: str, plain: bool = True, env: dict[str, str] | None = None, within: Path | None = None
+        self,
+        *args: str,
+        plain: bool = True,
+        env: dict[str, str] | None = None,
+        within: Path | None = None,
+        cwd: Path = ROOT,
     ) -> None:
         """`within` is a cgroup to start it in."""
         enter = (
@@ -204,8 +216,9 @@ class Agent:
                 *(["--plain"] if plain else []),
                 *args,
             ],
-            cwd=ROOT,
+            cwd=cwd,
             env={name: value for name, value in os.environ.items() if not name.startswith("PROCSTAR_")}
+            | {"PYTHONPATH": str(ROOT)}
             | (env or {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import msgpack
 import pytest
 from raw_agent import TIMEOUT, RawAgent
+from test_wire import FD_DATA, REGISTERED, SENT_BY_AGENT
 from websockets.exceptions import InvalidMessage
 
 import agent_server
@@ -245,6 +247,32 @@ def test_nothing_precedes_registered_and_nothing_but_messages_and_pings_follows(
     pongs = [data for opcode, data in frames if opcode == 10]
     assert pongs == [b"from the agent"]  # an agent of version 0.4.3 leaves over any other
     assert {opcode for opcode, _ in frames} == {2, 9, 10}
+
+
+def test_every_message_of_the_protocols_description_is_taken(serve):
+    said = [json.loads(text) for text, _ in SENT_BY_AGENT]
+    server = serve(Port("127.0.0.1", 0, token="s3cret"))
+    watchers = {proc_id: Recorder() for proc_id in ("a1f0", "zz9", "p1")}
+    for proc_id, watcher in watchers.items():
+        server.watch(proc_id, said[0]["conn"]["conn_id"], watcher, rejoin=True)
+    agent = RawAgent(server.address, register=False)
+    agent.send_raw(msgpack.packb(said[0]))
+    assert agent.ws.recv(timeout=TIMEOUT) == REGISTERED
+    agent.send_raw(FD_DATA)
+    for message in said[1:]:
+        agent.send_raw(msgpack.packb(message))
+    for watcher in watchers.values():
+        watcher.wait("gone")
+    first, second, third = (watcher.told for watcher in watchers.values())
+    assert first[0] == ("registered", True)
+    news = [told[0] for told in first if told[0] not in ("registered", "poll")]
+    assert news == ["result", "deleted", "error", "gone"]
+    assert ("unknown",) in second
+    assert [told for told in third if told[0] in ("head", "data", "end")] == [
+        ("head", 0),
+        ("data", 7),
+        ("end",),
+    ]
 
 
 def _frames(data: bytes) -> list[tuple[int, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,8 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 from agent_peer import STDERR, STDOUT, Agent, Link, Peer
+from test_wire import FD_DATA, REGISTERED, SENT_BY_SERVER
 
 RES_KEYS = [
     "state", "errors", "pid", "proc_stat", "proc_statm", "cgroup_accounting", "times", "status", "rusage",
@@ -412,6 +415,27 @@ def test_what_is_not_a_request_is_ignored(link: Link) -> None:
 def test_unknown_keys_of_a_message_are_ignored(link: Link) -> None:
     link.send("ProcidListRequest", future=1)
     assert link.receive() == {"type": "ProcidList", "proc_ids": []}
+
+
+def test_every_request_of_the_protocols_description_is_served_and_output_has_its_bytes(link: Link) -> None:
+    requests = {json.loads(text)["type"]: json.loads(text) for text, _ in SENT_BY_SERVER}
+    link.send_raw(REGISTERED)
+    assert link.error() == "unexpected"
+    link.send_raw(msgpack.packb(requests["ProcStartRequest"]))
+    assert link.wait("ProcResult", proc_id="a1f0")["res"]["state"] == "running"
+    link.send_raw(msgpack.packb(requests["ProcidListRequest"]))
+    assert link.wait("ProcidList")["proc_ids"] == ["a1f0"]
+    link.send_raw(msgpack.packb(requests["ProcResultRequest"]))
+    assert link.wait("ProcResult", proc_id="a1f0")["res"]["pid"] > 0
+    link.send_raw(msgpack.packb(requests["ProcFdDataRequest"]))
+    assert link.wait("ProcFdData")["start"] == 4096
+    link.send_raw(msgpack.packb(requests["ProcSignalRequest"]))
+    assert link.final("a1f0")["status"]["signal"] == "SIGTERM"
+    link.send_raw(msgpack.packb(requests["ProcDeleteRequest"]))
+    link.wait("ProcDelete", proc_id="a1f0")
+    link.run("p1", ["/usr/bin/printf", "hi\\nbye\\n"])
+    link.data("p1")
+    assert link.last == FD_DATA
 
 
 def test_an_empty_start_request_starts_nothing(link: Link) -> None:

@@ -1,8 +1,8 @@
-"""What a server must do for agents of Procstar, line by line, and the tests that show it.
+"""What servers and agents of Procstar must do for each other, line by line, and the tests that show it.
 
-The lists are those of the protocol's description: what a compatible server does, and the traps in its
-way. Each line has a row here, in the order of its list, with the tests that prove it; a row whose test
-is gone fails.
+The lists are those of the protocol's description: what a compatible server does, the traps in its way,
+and what a compatible agent does. Each line has a row here, in the order of its list, with the tests that
+prove it; a row whose test is gone fails.
 """
 
 from __future__ import annotations
@@ -24,11 +24,16 @@ SERVER: Rows = [
             "test_agent_life::test_tls_trusts_the_servers_own_certificate_and_checks_its_name",
             "test_agent_server::test_other_hosts_may_connect_only_with_certificate_and_token",
             "test_sockets::test_path_headers_and_peer_are_kept",
+            "test_config::test_defaults_are_as_documented",
+            "test_agent_versions::test_openssl_s_client_is_served_and_sees_a_certificate_renewed_by_sighup",
         ],
     ),
     (
         "an upgrade that negotiates nothing",
-        ["test_sockets::test_the_answer_has_connection_upgrade_alone_and_negotiates_nothing"],
+        [
+            "test_sockets::test_the_answer_has_connection_upgrade_alone_and_negotiates_nothing",
+            "test_agent_versions::test_programs_run_and_end_as_they_should",
+        ],
     ),
     (
         "messages: any size in, bounded out, binary",
@@ -73,6 +78,7 @@ SERVER: Rows = [
         [
             "test_wire::test_each_message_is_what_the_protocol_says_in_both_directions",
             "test_wire::test_what_agents_would_drop_in_silence_is_never_sent",
+            "test_agent_versions::test_programs_run_and_end_as_they_should",
             "test_procstar::test_nothing_is_sent_before_the_choice_of_agent_is_committed",
             "test_procstar::test_a_sudo_user_and_a_memory_limit_are_in_the_specification",
         ],
@@ -100,6 +106,7 @@ SERVER: Rows = [
         [
             "test_agent_server::test_what_is_said_about_a_process_reaches_its_watcher_and_nobody_else",
             "test_agent_server::test_fields_and_processes_that_are_not_known_cost_nothing",
+            "test_agent_malice::test_an_agent_that_breaks_every_rule_costs_nobody_else_anything",
             "test_procstar::test_verdicts",
         ],
     ),
@@ -312,8 +319,126 @@ DATA: Rows = [
     ),
 ]
 
+# What a compatible agent does: the other side's list.
+AGENT: Rows = [
+    (
+        "TLS with the system's roots and one's own, no compression, binary only",
+        [
+            "test_agent_life::test_tls_trusts_the_servers_own_certificate_and_checks_its_name",
+            "test_agent_life::test_the_upgrade_has_the_headers_of_other_agents_in_their_order",
+            "test_agent_life::test_text_makes_the_agent_connect_anew",
+            "test_agent_reference::test_output_of_64_mib_comes_in_one_message",
+        ],
+    ),
+    (
+        "a Register of exactly these fields",
+        [
+            "test_agent_life::test_an_agent_says_who_it_is_and_nothing_else",
+            "test_agent_life::test_programs_survive_the_server_and_are_named_when_it_is_back",
+            "test_agent_reference::test_a_program_is_started_read_and_deleted",
+        ],
+    ),
+    (
+        "registered in time, retries that slow down, pings, and silence that means loss",
+        [
+            "test_agent_life::test_what_is_not_registered_is_a_failed_attempt",
+            "test_agent_life::test_the_delay_grows_between_attempts_and_the_count_ends_them",
+            "test_agent_life::test_a_closed_connection_is_followed_by_another_at_once",
+            "test_agent_life::test_a_ping_follows_registration_at_once_and_pings_are_answered",
+            "test_agent_life::test_a_server_that_falls_silent_is_left_for_a_new_connection",
+        ],
+    ),
+    (
+        "what cannot be decoded is passed over; a start gets its answer",
+        [
+            "test_agent_start::test_unknown_keys_of_a_message_are_ignored",
+            "test_agent_start::test_what_is_not_a_request_is_ignored",
+            "test_agent_start::test_a_specification_that_cannot_be_meant_is_refused_and_the_agent_lives",
+            "test_agent_reference::test_what_cannot_be_started_is_an_error_that_the_server_understands",
+            "test_agent_malice::test_an_agent_survives_whatever_a_server_asks",
+        ],
+    ),
+    (
+        "refusals in their order and words",
+        [
+            "test_agent_spec::test_refusals_come_in_the_agreed_order_and_words",
+            "test_agent_start::test_fd_data_errors_have_their_texts",
+            "test_agent_start::test_a_duplicate_proc_id_is_refused_and_nothing_of_the_request_started",
+        ],
+    ),
+    (
+        "a start: no PATH, the rules of environment and descriptors, code 63, two results unasked",
+        [
+            "test_agent_start::test_a_program_is_not_searched_on_the_path",
+            "test_agent_start::test_a_program_leads_its_own_session_with_signals_as_a_shell_gives_them",
+            "test_agent_start::test_the_environment_is_inherited_but_for_what_is_secret",
+            "test_agent_start::test_a_dup_goes_by_the_order_of_the_entries",
+            "test_agent_start::test_a_missing_executable_is_an_error_with_code_63",
+            "test_agent_start::test_a_program_is_told_running_then_terminated",
+        ],
+    ),
+    (
+        "every key of a result",
+        [
+            "test_agent_start::test_a_result_has_every_key_in_order",
+            "test_agent_results::test_this_very_process_is_described_as_the_kernel_does",
+            "cgroup_scenario::test_an_agent_in_a_delegated_cgroup_accounts_for_programs_and_ends_their_descendants",
+        ],
+    ),
+    (
+        "the form of captured output in a result",
+        [
+            "test_agent_reference::test_a_program_is_started_read_and_deleted",
+            "test_agent_start::test_captures_come_attached_as_text_or_base64",
+        ],
+    ),
+    (
+        "output: its bytes, and its request echoed",
+        [
+            "test_agent_start::test_every_request_of_the_protocols_description_is_served_and_output_has_its_bytes",
+            "test_agent_start::test_an_fd_is_echoed_as_it_was_spelt",
+        ],
+    ),
+    (
+        "output that reading cannot spoil, and descriptors that nobody inherits",
+        [
+            "test_agent_start::test_reading_in_the_midst_does_not_move_the_programs_place",
+            "test_agent_start::test_ranges_of_output_are_clamped_to_what_exists",
+            "test_agent_start::test_a_program_gets_only_descriptors_that_it_was_given",
+        ],
+    ),
+    (
+        "the last deletion is confirmed before the end",
+        ["test_agent_life::test_sigusr1_takes_no_more_work_and_ends_with_the_last_record"],
+    ),
+    (
+        "no news twice that a server may not know",
+        [
+            "test_agent_start::test_unknown_programs_are_unknown_to_every_request",
+            "test_agent_reference::test_a_program_is_started_read_and_deleted",
+        ],
+    ),
+    (
+        "signals to the agent, and --wait",
+        [
+            "test_agent_life::test_sigterm_ends_programs_and_waits_for_the_server_to_take_what_they_left",
+            "test_agent_life::test_new_starts_are_accepted_while_sigterm_has_its_effect",
+            "test_agent_life::test_sigquit_kills_at_once",
+            "test_agent_life::test_wait_ends_when_the_last_record_is_deleted",
+            "test_agent_life::test_wait_ends_when_no_work_comes",
+        ],
+    ),
+    (
+        "limits: applied where there are cgroups, accepted elsewhere",
+        [
+            "cgroup_scenario::test_a_memory_limit_ends_who_exceeds_it_or_the_run_log_says_that_it_cannot",
+            "test_agent_start::test_limits_are_accepted_where_they_cannot_be_applied",
+        ],
+    ),
+]
+
 # How many lines each list has in the description of the protocol, as counted there.
-LISTS = [(SERVER, 17), (CRASHES, 9), (BREAKS, 5), (RACES, 12), (DATA, 7)]
+LISTS = [(SERVER, 17), (CRASHES, 9), (BREAKS, 5), (RACES, 12), (DATA, 7), (AGENT, 14)]
 
 
 @cache
@@ -322,7 +447,9 @@ def _functions(module: str) -> frozenset[str]:
     return frozenset(node.name for node in tree.body if isinstance(node, ast.FunctionDef))
 
 
-@pytest.mark.parametrize(("rows", "lines"), LISTS, ids=["server", "crashes", "breaks", "races", "data"])
+@pytest.mark.parametrize(
+    ("rows", "lines"), LISTS, ids=["server", "crashes", "breaks", "races", "data", "agent"]
+)
 def test_every_line_has_tests_that_exist(rows: Rows, lines: int) -> None:
     assert len(rows) == lines == len({label for label, _ in rows})
     for label, tests in rows:
