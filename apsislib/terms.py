@@ -3,6 +3,8 @@
     JOB               JOB is a part of the job ID
     NAME=VALUE        the arg NAME contains VALUE
     NAME=             the arg NAME is given
+    NAME==VALUE       the arg NAME is VALUE
+    path:P            the job ID is P, or below it as in a directory
     state:S1,S2       the state is one of these, or begins unambiguously like one
     label:L           L is one of the job's labels
     alarm:A1,A2       the run is called one of these: late, missed, long
@@ -55,6 +57,23 @@ class JobIs:
 
 
 @dataclass(frozen=True, slots=True)
+class JobUnder:
+    path: str  # without a slash at its end
+
+    def admits(self, run: Run) -> bool:
+        return run.job_id == self.path or run.job_id.startswith(self.path + "/")
+
+
+@dataclass(frozen=True, slots=True)
+class ArgIs:
+    name: str
+    value: str
+
+    def admits(self, run: Run) -> bool:
+        return run.args.get(self.name) == self.value
+
+
+@dataclass(frozen=True, slots=True)
 class ArgHas:
     name: str
     text: str  # lower case; empty: the arg need only be given
@@ -97,7 +116,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    term: JobPart | ArgHas | Label | AlarmIn
+    term: JobPart | JobUnder | ArgHas | ArgIs | Label | AlarmIn
 
     def admits(self, run: Run) -> bool:
         return not self.term.admits(run)
@@ -111,7 +130,7 @@ class Until:
         return run.timestamp < self.time
 
 
-Term = JobPart | JobIs | ArgHas | StateIn | Label | AlarmIn | Since | Until | Not
+Term = JobPart | JobIs | JobUnder | ArgHas | ArgIs | StateIn | Label | AlarmIn | Since | Until | Not
 
 
 def admits(terms: Collection[Term], run: Run) -> bool:
@@ -170,15 +189,17 @@ def _term(word: list[str], now: float) -> Term:
     place = next((n for n, char in enumerate(word) if char in ("=", ":")), None)
     if place is not None and word[place] == ":":
         key, value = _plain(word[:place]), _plain(word[place + 1 :])
-        if key in ("state", "label", "alarm", "since", "until"):
+        if key in ("state", "label", "alarm", "path", "since", "until"):
             if not value:
                 raise BadRequest(f"{shown} says no {key}")
             return _keyed(key, value, negated, now)
         place = word.index("=") if "=" in word else None
     if place is None:
-        term: JobPart | ArgHas = JobPart(lower(_plain(word)))
+        term: JobPart | ArgHas | ArgIs = JobPart(lower(_plain(word)))
     elif place == 0:
         raise BadRequest(f"{shown} names no arg")
+    elif word[place + 1 : place + 2] == ["="]:
+        term = ArgIs(_plain(word[:place]), _plain(word[place + 2 :]))
     else:
         term = ArgHas(_plain(word[:place]), lower(_plain(word[place + 1 :])))
     return Not(term) if negated else term
@@ -187,6 +208,11 @@ def _term(word: list[str], now: float) -> Term:
 def _keyed(key: str, value: str, negated: bool, now: float) -> Term:
     if key == "label":
         return Not(Label(value)) if negated else Label(value)
+    if key == "path":
+        under = JobUnder(value.strip("/"))
+        if not under.path:
+            raise BadRequest(f"path:{value} names no path")
+        return Not(under) if negated else under
     if key == "state":
         states = frozenset(state_like(name) for name in value.split(","))
         return StateIn(frozenset(State) - states if negated else states)

@@ -109,6 +109,8 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         *("/api/v1/jobs", "/api/v1/jobs?label=x", "/api/v1/jobs/waits", "/api/v1/jobs/waits/runs"),
         *("/api/v1/search/jobs?q=often", "/api/v1/overview/jobs", "/api/v1/recent?job_id=noop"),
         *("/api/v1/history?job_id=noop&args={}", "/api/v1/days?job_id=noop&tz=Asia/Tokyo"),
+        *("/api/v1/complete?q=e", "/api/v1/search/runs?order=latest&limit=1"),
+        *("/api/v1/export/runs", "/api/v1/export/runs?format=csv"),
         *("/api/v1/board", "/api/v1/timeline" + NEEDS["/api/v1/timeline"]),
         *("/api/v1/upcoming?skipped=true", "/api/v1/jobs/every/upcoming", "/api/v1/search/runs?limit=3"),
         *(f"/api/v1/runs?run_id={done}", "/api/v1/runs?job_id=noop&summary=true"),

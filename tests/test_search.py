@@ -17,8 +17,21 @@ from storing import a_run, opened, put
 from apsislib.errors import BadRequest
 from apsislib.runs import Save
 from apsislib.states import State
-from apsislib.store import Store, files, searching
-from apsislib.terms import AlarmIn, ArgHas, JobPart, Label, Not, Since, StateIn, Until, admits, parse
+from apsislib.store import Store, bytime, files, searching
+from apsislib.terms import (
+    AlarmIn,
+    ArgHas,
+    ArgIs,
+    JobPart,
+    JobUnder,
+    Label,
+    Not,
+    Since,
+    StateIn,
+    Until,
+    admits,
+    parse,
+)
 
 NOW = 2e9
 JOBS = ["etl/load", "etl/get", "ops/Vacuum", "é%_x", 'odd"\\', "a:b=c"]
@@ -88,6 +101,12 @@ WORDS = st.one_of(
         st.sampled_from([*NAMES, "nope"]),
         st.sampled_from([*VALUES, "U", "2031", "nothing"]),
     ),
+    st.builds(
+        lambda name, value: f"{quote(name)}=={quote(value)}",
+        st.sampled_from([*NAMES, "nope"]),
+        st.sampled_from([*VALUES, "EU", "nothing"]),
+    ),
+    st.sampled_from([*JOBS, "etl", "etl/", "/ETL", "x", "nothing"]).map(lambda path: f"path:{quote(path)}"),
     st.sets(st.sampled_from(["run", "succ", "FAIL", "err", "ski", "sch", "waiting", "star"]), min_size=1).map(
         lambda names: f"state:{','.join(names)}"
     ),
@@ -123,10 +142,44 @@ def test_the_database_finds_what_the_terms_admit_whichever_way_it_goes(
     assert found == [run.run_id for run in reversed(HISTORY) if admits(terms, run)]
 
 
+def find_by_time(store: Store, query: str, limit: int, oldest: bool) -> list[str]:
+    found: list[str] = []
+    place = None
+    while True:
+        with store.read() as reader:
+            runs, place = reader.search_by_time(parse(query, NOW), place, limit, oldest)
+        assert len(runs) <= limit
+        found += [run.run_id for run in runs]
+        if place is None:
+            return found
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(QUERIES, st.sampled_from([3, 50, 1000]), st.sampled_from([0, 50, 5000]), st.booleans())
+def test_by_time_the_same_runs_are_found_in_the_order_of_their_latest_transitions(
+    store: Store, words: list[str], limit: int, few: int, oldest: bool
+) -> None:
+    query = " ".join(words)
+    terms = parse(query, NOW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bytime, "FEW", few)
+        patch.setattr(searching, "FEW", few)
+        patch.setattr(bytime, "STRETCH", 70)
+        if few == 50:
+            patch.setattr(searching, "KINDS", 2)
+            patch.setattr(searching, "BUDGET", 0.0)
+        found = find_by_time(store, query, limit, oldest)
+    ordered = sorted(HISTORY, key=lambda run: (run.timestamp, run.number), reverse=not oldest)
+    assert found == [run.run_id for run in ordered if admits(terms, run)]
+
+
 @pytest.mark.parametrize(
     ("text", "terms"),
     [
         ("", []),
+        ("path:etl/x/ !path:a", [JobUnder("etl/x"), Not(JobUnder("a"))]),
+        ("region==EU !x==", [ArgIs("region", "EU"), Not(ArgIs("x", ""))]),
+        ('region="=EU"', [ArgHas("region", "=eu")]),
         ("  ETL/load ", [JobPart("etl/load")]),
         ("region=EU date=", [ArgHas("region", "eu"), ArgHas("date", "")]),
         ('!region="e u"', [Not(ArgHas("region", "e u"))]),

@@ -44,6 +44,7 @@ _UPCOMING = (
     _LIMIT,
     ("cursor", TEXT, "the `next` of the page before"),
 )
+_TERMS = "terms: JOB path:P ARG=VAL ARG==VAL ARG= state:S,S label:L alarm:A since:T until:T !TERM"
 _V1 = "/api/v1"
 TEXT_PLAIN = "text/plain"  # instead of a schema
 _RUN = f"{_V1}/runs/{{run_id}}"
@@ -81,17 +82,40 @@ OPERATIONS: dict[str, Operation] = {
         "Runs of all jobs and times, newest first, page by page.",
         "FoundRuns",
         (
-            ("q", TEXT, "terms: JOB ARG=VAL ARG= state:S,S label:L alarm:A since:T until:T !TERM"),
+            ("q", TEXT, _TERMS),
             ("job_id", TEXT, "all of a job ID"),
             ("state", _MANY, "one or more states"),
             ("label", TEXT, "one of the job's labels"),
             ("since", TEXT, "instant of the latest transition, at the earliest"),
             ("until", TEXT, "instant before which the latest transition was"),
-            ("order", {"enum": ["newest", "schedule"]}, "schedule: scheduled runs, by the time they are due"),
+            (
+                "order",
+                {"enum": ["newest", "latest", "earliest", "schedule"]},
+                "by number; by latest transition, from either end; scheduled runs by when they are due",
+            ),
             _LIMIT,
-            ("before", ref("RunID"), "the `next` of the page before"),
+            ("before", ref("RunID"), "the `next` of the page before, by number"),
+            ("cursor", TEXT, "the `next` of the page before, by latest transition"),
         ),
         errors=(400, 503),
+    ),
+    f"GET {_V1}/export/runs": Operation(
+        "All runs that a search finds, by latest transition, as a file.",
+        None,
+        (
+            ("format", {"enum": ["csv", "json"]}, "json by default: a list of the runs of other answers"),
+            ("q", TEXT, _TERMS),
+            ("job_id", TEXT, "all of a job ID"),
+            ("state", _MANY, "one or more states"),
+            ("order", {"enum": ["latest", "earliest"]}, "the newest first, by default, or the oldest"),
+        ),
+        errors=(400, 503),
+    ),
+    f"GET {_V1}/complete": Operation(
+        "Job IDs, labels and params that hold a text, for completion.",
+        "Completions",
+        (("q", TEXT, "a part of them, in any case"),),
+        errors=(400,),
     ),
     f"GET {_V1}/search/jobs": Operation(
         "All jobs in short, or those of which all words of a search are said.",

@@ -15,7 +15,7 @@ from apsislib.store import OutputInfo
 WINDOW = 2**20  # bytes read from the database at a time
 
 # A browser is to show nothing of an output as a page, whatever a program has printed or called it.
-_GUARD = (
+GUARD = (
     ("content-security-policy", "sandbox; default-src 'none'; frame-ancestors 'none'"),
     ("cross-origin-resource-policy", "same-origin"),
 )
@@ -60,7 +60,7 @@ def one_output(parts: Parts, request: Request) -> Response:
     headers = [
         ("accept-ranges", "bytes"),
         ("content-disposition", f'attachment; filename="{filename}.txt"'),
-        *_GUARD,
+        *GUARD,
     ]
     status, start, stop = 200, 0, info.length
     # Bytes of an output never change, so its length tells one copy from another.

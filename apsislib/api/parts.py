@@ -119,6 +119,28 @@ class Turns:
                 self._asked -= 1
 
 
+class Places:
+    """Files that are being made of runs: a few at once, as each keeps a thread while it is sent."""
+
+    def __init__(self, count: int = 3) -> None:
+        self._lock = Lock()  # protects _taken; leaf
+        self._count = count
+        self._taken = 0
+
+    def are_full(self) -> bool:
+        return self._taken >= self._count
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        with self._lock:
+            self._taken += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken -= 1
+
+
 @dataclass(frozen=True, slots=True)
 class Parts:
     driver: Engine
@@ -138,6 +160,7 @@ class Parts:
     # The configuration in force, without secrets.
     config: Callable[[], Json] = dict
     turns: Turns = field(default_factory=Turns)
+    files: Places = field(default_factory=Places)
     catalog: Catalog = field(default_factory=Catalog)
     later: Later = field(default_factory=Later)
 

@@ -125,8 +125,10 @@ SCHEMAS: dict[str, Schema] = {
     "FoundRuns": record(
         when=ref("Time"),
         runs=mapping(ref("RunSummary"), "^r[0-9]+$"),
-        next=maybe(ref("RunID")) | {"description": "the `before` of the next page; null: there is none"},
+        next=maybe(TEXT)
+        | {"description": "the `before`, or `cursor`, of the next page; null: there is none"},
     ),
+    "Completions": record(jobs=array(TEXT), labels=array(TEXT), params=array(TEXT)),
     "FoundJobs": record(
         jobs=array(
             record(

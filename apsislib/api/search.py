@@ -8,12 +8,16 @@ transition. The answer's `next`, if not null, is the `before` of the next page: 
 leave out a run, whatever is added meanwhile. A page may be short of `limit`, even empty, though more
 follow: a search that finds little ends a page after half a second.
 
-With `order=schedule` the scheduled runs come instead, by the time they are due; there are no pages.
+With `order=latest` runs come by the instant of their latest transition, the newest first, and with
+`order=earliest` the oldest first: without those that schedules have made ahead of time, and `next` is the
+`cursor` of the next page. With `order=schedule` the scheduled runs come instead, by the time they are due;
+there are no pages.
 """
 
 from __future__ import annotations
 
 import heapq
+import re
 
 from apsislib import shapes
 from apsislib.api.message import Request, Response, blocks
@@ -26,6 +30,7 @@ from apsislib.terms import JobIs, Label, Since, StateIn, Term, Until, admits, pa
 
 MAX_LIMIT = 1000  # runs of a page
 DEFAULT = 100
+ORDERS = ("newest", "latest", "earliest", "schedule")
 
 
 def search(parts: Parts, request: Request) -> Response:
@@ -34,12 +39,18 @@ def search(parts: Parts, request: Request) -> Response:
     cursor = None if before is None else run_number(before)
     if before is not None and cursor is None:
         raise BadRequest(f"before must be a run ID: {before}")
-    terms = _terms(parts, request)
+    terms = read_terms(parts, request)
     order = request.one("order")
-    if order not in (None, "newest", "schedule"):
-        raise BadRequest(f"order must be newest or schedule: {order}")
+    if order not in (None, *ORDERS):
+        raise BadRequest(f"order must be one of {', '.join(ORDERS)}: {order}")
     if order == "schedule":
         return _by_schedule(parts, terms, limit)
+    if order in ("latest", "earliest"):
+        start = parse_place(request.one("cursor"))
+        with parts.store.read() as reader:
+            page, place = reader.search_by_time(terms, start, limit, order == "earliest")
+        more = None if place is None else f"{place[0]!r}~{place[1]}"
+        return blocks(shapes.runs_body(parts.clock.wall(), page, summary=True, next=more))
 
     # Before the database, as runs go from here to there.
     expected = [run for run in parts.driver.expected() if admits(terms, run)]
@@ -56,7 +67,16 @@ def search(parts: Parts, request: Request) -> Response:
     return blocks(shapes.runs_body(parts.clock.wall(), newest, summary=True, next=more))
 
 
-def _terms(parts: Parts, request: Request) -> list[Term]:
+def parse_place(text: str | None) -> tuple[float, int] | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(-?\d{1,12}(?:\.\d{1,17})?)~(\d{1,18})", text, re.ASCII)
+    if found is None:
+        raise BadRequest(f"cursor must be the `next` of an answer: {text}")
+    return float(found[1]), int(found[2])
+
+
+def read_terms(parts: Parts, request: Request) -> list[Term]:
     terms = parse(request.one("q") or "", parts.clock.wall())
     states = frozenset(parse_state(text) for text in request.all("state"))
     job_id, label = request.one("job_id"), request.one("label")

@@ -160,7 +160,8 @@ def add_commands(subparsers: Any, version: str) -> None:
     command = add(
         "search",
         "look for runs in the whole history",
-        "A TERM is JOB (a part of the job ID), ARG=VAL (contains), ARG= (is given), state:S1,S2, label:L,"
+        "A TERM is JOB (a part of the job ID), path:P (the job ID is P or below it), ARG=VAL (contains),"
+        " ARG==VAL (is), ARG= (is given), state:S1,S2, label:L,"
         " alarm:A (late, missed, long), since:T, until:T, or any of them after ! for the contrary."
         " T is a time, a date, or so long ago (2h).",
     )

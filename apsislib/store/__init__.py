@@ -11,6 +11,7 @@ importing a database that is being made out of it
 pool      read-only connections, lent to threads
 reader    the queries, each by an index
 searching searches of the whole history, as SQL
+bytime   the same in the order of latest transitions
 history   how a job's runs ended
 timeline  runs by job over a span of time, and what fails now
 rows      runs as rows

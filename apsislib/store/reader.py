@@ -16,7 +16,7 @@ from apsislib.clock import Clock, Deadline
 from apsislib.errors import ApsisError
 from apsislib.runs import Args, Owe, Run, canonical, run_number
 from apsislib.states import FINISHED, State
-from apsislib.store import history, outputs, searching, timeline
+from apsislib.store import bytime, history, outputs, searching, timeline
 from apsislib.store.records import OutputInfo
 from apsislib.store.rows import COLUMNS, dump, from_row, from_text
 from apsislib.terms import Term
@@ -166,6 +166,14 @@ class Reader:
         """
         budget = Deadline(searching.BUDGET, self._clock)
         page = searching.search(self._all, terms, LAST if before is None else before, limit, budget)
+        return self._readable("runs", page.rows, from_row), page.rest
+
+    def search_by_time(
+        self, terms: Collection[Term], start: bytime.Place | None, limit: int, oldest: bool = False
+    ) -> tuple[list[Run], bytime.Place | None]:
+        """The same by latest transition, newest or `oldest` first; `start`: the place before the page."""
+        budget = Deadline(searching.BUDGET, self._clock)
+        page = bytime.search(self._all, terms, start, limit, budget, oldest)
         return self._readable("runs", page.rows, from_row), page.rest
 
     def _filters(

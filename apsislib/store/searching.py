@@ -15,7 +15,21 @@ from typing import Any
 from apsislib.clock import Deadline
 from apsislib.runs import quoted
 from apsislib.store.rows import COLUMNS, dump
-from apsislib.terms import AlarmIn, ArgHas, JobIs, JobPart, Label, Not, Since, StateIn, Term, Until, lower
+from apsislib.terms import (
+    AlarmIn,
+    ArgHas,
+    ArgIs,
+    JobIs,
+    JobPart,
+    JobUnder,
+    Label,
+    Not,
+    Since,
+    StateIn,
+    Term,
+    Until,
+    lower,
+)
 
 Query = Callable[[str, Collection[Any]], list[Any]]
 
@@ -63,11 +77,11 @@ class Page:
 
 def search(query: Query, terms: Collection[Term], before: int, limit: int, budget: Deadline) -> Page:
     """Up to `limit` rows (of COLUMNS) that pass every term, numbered below `before`, newest first."""
-    ways, clauses = _plan(query, terms)
+    ways, clauses = plan(query, terms)
     if any(not way.kinds for way in ways):
         return Page([], None)
     low, high, narrow = _span(query, terms, before)
-    counts = [(_count(query, way), way) for way in ways]
+    counts = [(count_of(query, way), way) for way in ways]
     count, best = min(counts, key=lambda pair: pair[0], default=(FEW, None))
 
     def walk(path: str, more: list[Clause], low: int, high: int) -> list[Any]:
@@ -114,7 +128,7 @@ def _newest(query: Query) -> int:
     return number
 
 
-def _count(query: Query, way: Way) -> int:
+def count_of(query: Query, way: Way) -> int:
     clause = way.clause()
     sql = f"SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY {way.index} WHERE {clause.sql} LIMIT {FEW})"
     number: int = query(sql, clause.values)[0][0]
@@ -138,10 +152,10 @@ def _span(query: Query, terms: Collection[Term], before: int) -> tuple[int, int,
     return low, min(high + 1, before), count if count < FEW else None
 
 
-def _plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause]]:
+def plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause]]:
     ways: list[Way] = []
     clauses: list[Clause] = []
-    jobs = [term for term in terms if isinstance(term, JobPart | JobIs)]
+    jobs = [term for term in terms if isinstance(term, JobPart | JobIs | JobUnder)]
     if jobs:
         exact = {term.job_id for term in jobs if isinstance(term, JobIs)}
         known = sorted(exact) if exact else _distinct(query, "job_id", "runs_job")
@@ -172,7 +186,7 @@ def _plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause
         names = sorted(state.value for state in frozenset.intersection(*states))
         ways.append(Way("runs_state", "state", tuple(names)))
     for term in terms:
-        if isinstance(term, ArgHas):
+        if isinstance(term, ArgHas | ArgIs):
             clauses.append(_clause(term))
         elif isinstance(term, Since):
             clauses.append(Clause("timestamp >= ?", (term.time,)))
@@ -184,9 +198,16 @@ def _plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause
     return ways, clauses
 
 
-def _is_meant(jobs: list[JobPart | JobIs], job_id: str) -> bool:
+def _is_meant(jobs: list[JobPart | JobIs | JobUnder], job_id: str) -> bool:
     text = lower(job_id)
-    return all(t.text in text if isinstance(t, JobPart) else t.job_id == job_id for t in jobs)
+    return all(
+        t.text in text
+        if isinstance(t, JobPart)
+        else f"{job_id}/".startswith(f"{t.path}/")
+        if isinstance(t, JobUnder)
+        else t.job_id == job_id
+        for t in jobs
+    )
 
 
 def _distinct(query: Query, column: str, index: str) -> list[str] | None:
@@ -195,11 +216,19 @@ def _distinct(query: Query, column: str, index: str) -> list[str] | None:
     return found if len(found) < KINDS else None
 
 
-def _clause(term: JobPart | JobIs | ArgHas | Label | AlarmIn) -> Clause:
+def _clause(term: JobPart | JobIs | JobUnder | ArgHas | ArgIs | Label | AlarmIn) -> Clause:
     if isinstance(term, JobPart):
         return Clause("instr(lower(job_id), ?) > 0", (term.text,))
     if isinstance(term, JobIs):
         return Clause("job_id = ?", (term.job_id,))
+    if isinstance(term, JobUnder):
+        return Clause("substr(job_id || '/', 1, ?) = ?", (len(term.path) + 1, f"{term.path}/"))
+    if isinstance(term, ArgIs):
+        given = "SELECT 1 FROM json_each(args) WHERE key = ? AND value = ?"
+        return Clause(
+            f"CASE WHEN instr(args, ?) > 0 AND json_valid(args) THEN EXISTS ({given}) ELSE 0 END",
+            (f"{quoted(term.name)}:{quoted(term.value)}", term.name, term.value),
+        )
     if isinstance(term, Label):
         return Clause("labels IS NOT NULL AND instr(labels, ?) > 0", (f",{quoted(term.label)},",))
     if isinstance(term, AlarmIn):
