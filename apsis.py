@@ -297,12 +297,12 @@ def load_jobs(config: Any, kinds: Any = None) -> Any:
     if kinds is None:
         types = (config.schedule_types, config.condition_types, config.action_types)
         kinds = jobs.Kinds(programs.Table(config).parse, Calendars(config.calendars), *types)
-    found = jobs.load_dir(config.job_dir, kinds)
+    found, errors = jobs.read_dir(config.job_dir, kinds)
     found = found.with_jobs(own_jobs(config, kinds))
     now = WallClock().wall()
-    errors = jobs.check(found, now, kinds.calendars.get)
+    errors += jobs.check(found, now, kinds.calendars.get, {error.job_id for error in errors})
     if errors:
-        raise jobs.JobErrors(f"errors in jobs in {config.job_dir}", errors)
+        raise jobs.JobErrors(f"errors loading jobs in {config.job_dir}", errors)
     retired = jobs.check_retention(found, now, kinds.calendars.get, retention(config))
     return found.with_warnings(map(str, retired))
 
@@ -475,12 +475,14 @@ def check_jobs(args: argparse.Namespace) -> int:
             config.condition_types,
             config.action_types,
         )
-        found = jobs.load_dir(args.dir, kinds)
+        found, errors = jobs.read_dir(args.dir, kinds)
+        unread = {error.job_id for error in errors}
         now = WallClock().wall()
-        errors = jobs.check(found, now, calendars.get)
+        errors += jobs.check(found, now, calendars.get, unread)
         errors += jobs.check_retention(found, now, calendars.get, retention(config))
-        if args.check_dependencies_scheduled:
+        if args.check_dependencies_scheduled and not unread:
             errors += jobs.check_scheduled(found, now, calendars.get)
+        errors.sort(key=lambda error: (error.path, error.line or 0))
     except jobs.JobErrors as wrong:
         found, errors = None, list(wrong.errors)
     except ApsisError as error:

@@ -19,6 +19,7 @@ from apsislib.jobs import (
     check_scheduled,
     load_dir,
     parse_job,
+    read_dir,
 )
 from apsislib.runs import Limits
 from apsislib.states import State
@@ -560,9 +561,21 @@ def test_a_mistake_between_jobs_is_found(checked, text, line, message):
     assert (job_id, where) == ("a", line) and message.lower() in said.lower()
 
 
+def test_a_file_that_is_wrong_hides_no_mistake_of_another_and_makes_none(write):
+    files = write(
+        broken="program: {type: no-op\n",
+        names=NOOP + "condition: {type: dependency, job_id: broken}\nsuccessors: broken\n",
+        wrong=NOOP + "condition: {type: dependency, job_id: zz}\n",
+    )
+    found, errors = read_dir(files, KINDS)
+    assert [e.job_id for e in errors] == ["broken"]
+    more = check(found, NOW, Calendars().get, {e.job_id for e in errors})
+    assert [(e.job_id, e.message) for e in more] == [("wrong", "unknown job ID in condition: zz")]
+
+
 def test_both_kinds_of_check_are_always_made(checked):
     found = checked(
-        a="program: 'echo {{ x }}'\n" + DAILY % "" + "condition: {type: dependency, job_id: j}\n"
+        a=NOOP + DAILY % "" + "condition: {type: dependency, job_id: j}\n"
         "action: {type: schedule, job_id: zz}\n",
         j=NOOP + "params: [p]\n",
     )

@@ -6,7 +6,7 @@ of a JobSet; checks.py tries what only shows between jobs, or when their templat
 
 from apsislib.errors import JobErrors
 from apsislib.jobs.checks import check, check_retention, check_scheduled
-from apsislib.jobs.files import SUFFIX, load_dir
+from apsislib.jobs.files import SUFFIX, load_dir, read_dir
 from apsislib.jobs.parsing import Kinds, described, parse_job
 from apsislib.jobs.sets import Diff, JobSet, NoMatch
 
@@ -23,4 +23,5 @@ __all__ = [
     "described",
     "load_dir",
     "parse_job",
+    "read_dir",
 ]

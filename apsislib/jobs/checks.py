@@ -6,7 +6,7 @@ Nothing here raises: whatever a check runs into is that job's error.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -26,14 +26,20 @@ NAMING = ("dependency", "max_running", "schedule")  # kinds of conditions and ac
 MAX_INSTANCES = 100_000  # occurrences of one schedule that are looked at: one a second for a day
 
 
-def check(jobs: JobSet, now: float, get_calendar: GetCalendar) -> list[JobError]:
+def check(
+    jobs: JobSet, now: float, get_calendar: GetCalendar, unread: Collection[str | None] = ()
+) -> list[JobError]:
     """What would go wrong with these jobs from `now` on, by job: an empty list if nothing is seen.
 
     Each schedule's first occurrence is bound, as a run would be. Jobs that are named outright are
     looked for, and args compared with their params. Templates that no schedule reaches are tried with
     made-up args: only names that nothing defines, and bad syntax, are held against them.
+
+    `unread`: IDs of jobs whose files are wrong. That is said of them, so that nobody who names them is.
     """
-    return [error for job in jobs.jobs.values() for error in _Checked(jobs, job, get_calendar).errors(now)]
+    found = (error for job in jobs.jobs.values() for error in _Checked(jobs, job, get_calendar).errors(now))
+    missed = {f"unknown job ID in {kind}: {job_id}" for job_id in unread for kind in ("action", "condition")}
+    return [error for error in found if error.message not in missed]
 
 
 class _Checked:

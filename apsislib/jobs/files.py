@@ -18,6 +18,14 @@ SUFFIX = ".yaml"
 
 def load_dir(path: Path | str, kinds: Kinds) -> JobSet:
     """All jobs of the directory. Raises JobErrors with everything that is wrong in any file."""
+    found, errors = read_dir(path, kinds)
+    if errors:
+        raise JobErrors(f"errors loading jobs in {path}", errors)
+    return found
+
+
+def read_dir(path: Path | str, kinds: Kinds) -> tuple[JobSet, list[JobError]]:
+    """The jobs of the directory that can be read, and everything that is wrong in any file."""
     root = Path(path)
     jobs: list[Job] = []
     lines: dict[str, Lines] = {}
@@ -35,9 +43,7 @@ def load_dir(path: Path | str, kinds: Kinds) -> JobSet:
     if not root.is_dir():
         # Asked last: if the directory goes away while it is read, this says it better than a thousand files.
         errors = [JobError(str(root), None, "not a directory; say where the job files are with job_dir")]
-    if errors:
-        raise JobErrors(f"errors loading jobs in {root}", errors)
-    return JobSet(jobs, lines, warnings)
+    return JobSet(jobs, lines, warnings), errors
 
 
 def _files(root: Path, errors: list[JobError]) -> Iterator[tuple[str, Path]]:
