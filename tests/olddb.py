@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import json
+import random
 import sqlite3
-from contextlib import closing
+import subprocess
+import sys
+from contextlib import closing, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from server import PROGRAM, environment
+
+import apsis as main
+
 NOOP = {"type": "apsis.program.noop.BoundNoOpProgram", "duration": "0.2", "success": True}
 CLOCK = 1_900_000_000.25  # 2030-03-17T17:46:40.25Z
+
+PROCSTAR = {
+    "type": "apsis.program.procstar.agent.BoundProcstarProgram",
+    "argv": ["/bin/true"],
+    "group_id": "default",
+    "stop": {"signal": 12, "grace_period": 15.0},
+    "timeout": {"duration": 300.0, "signal": "SIGINT"},
+}
 
 _RUNS = """CREATE TABLE runs (
     rowid INTEGER NOT NULL, run_id VARCHAR NOT NULL, timestamp FLOAT NOT NULL, job_id VARCHAR NOT NULL,
@@ -110,3 +126,63 @@ def written(instant: float) -> str:
 def select(path: Path, sql: str, *values: Any) -> list[Any]:
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
         return db.execute(sql, values).fetchall()
+
+
+def filled(path: Path, runs: int) -> Path:
+    old = OldDb(path, clock=CLOCK)
+    old.db.execute("BEGIN")
+    for number in range(1, runs + 1):
+        state = ("success", "failure", "error", "skipped", "scheduled", "waiting")[number % 6]
+        at = CLOCK - 3600 + number if number % 50 else CLOCK + 60  # of these many claim one occurrence
+        run_id = old.run(number, state, at=at, args={"n": str(number % 50)})
+        for line in range(4):
+            old.line(run_id, f"line {line}", at + line)
+        if number % 10 == 0:
+            old.output(run_id, random.Random(number).randbytes(5000), None)
+    old.line("r0", "nobody's")
+    old.job("adhoc-a")
+    old.db.execute("COMMIT")
+    return old.close()
+
+
+def apsis(*words: str, check: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`apsis WORDS`: in this process, which is quicker, unless it needs one of its own."""
+    if environ or words[0] == "serve":
+        done = subprocess.run(
+            [sys.executable, PROGRAM, *words],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=environment(**environ),
+        )
+    else:
+        out, err = StringIO(), StringIO()
+        given = main.parser("apsis").parse_args(words)
+        with redirect_stdout(out), redirect_stderr(err):
+            status = given.run(given)
+        done = subprocess.CompletedProcess(words, status, out.getvalue(), err.getvalue())
+    assert done.returncode == check, done.stdout + done.stderr
+    return done
+
+
+def brought(path: Path, *options: str) -> tuple[Path, dict[str, Any]]:
+    """The new database, and the report."""
+    new = path.with_name("new.db")
+    found = apsis("import-db", str(path), str(new), "--format", "json", *options)
+    report: dict[str, Any] = json.loads(found.stdout)
+    return new, report
+
+
+def reasons(report: dict[str, Any], kind: str) -> dict[str, str]:
+    return {name: reason for one, name, reason, _ in report["remarks"] if one == kind}
+
+
+def whole(path: Path) -> list[Any]:
+    """Everything in a database but what is of one import alone."""
+    found: list[Any] = []
+    for table in ("runs", "log", "outputs", "jobs", "owed"):
+        found += select(path, f"SELECT * FROM {table} ORDER BY 1, 2")
+    found += select(path, "SELECT output, start, size, codec, hex(data) FROM chunks ORDER BY 1, 2")
+    found += select(path, "SELECT name, value FROM meta WHERE name IN ('clock', 'next_run')")
+    found += select(path, "SELECT sql FROM sqlite_master ORDER BY name")
+    return found

@@ -1,15 +1,12 @@
-"""What the real database does not hold: other releases, damage, kill -9, and every state of a run."""
+"""What the real database does not hold: other releases, damage, and whatever may stand in a row."""
 
 from __future__ import annotations
 
-import argparse
 import gzip
-import json
 import os
 import pty
 import random
 import shutil
-import signal
 import sqlite3
 import subprocess
 import sys
@@ -22,61 +19,21 @@ from typing import Any
 
 import brotli
 import pytest
-from olddb import CLOCK, OldDb, select
-from server import PROGRAM, Server, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from olddb import CLOCK, OldDb, apsis, brought, filled, reasons, select
+from server import PROGRAM, environment
 
+from apsislib.actions import owed
 from apsislib.clock import WallClock
+from apsislib.config import load as load_config
 from apsislib.errors import ApsisError
-from apsislib.moving import database
-from apsislib.moving.records import DOUBT
+from apsislib.moving.records import Movers, Unreadable, run_of
+from apsislib.shapes import run_record, run_summary
 from apsislib.store import Store, files
-from apsislib.store.importing import Import
 from apsislib.store.oldfile import OldFile
-from apsislib.times import parse_time
-
-PROCSTAR = {
-    "type": "apsis.program.procstar.agent.BoundProcstarProgram",
-    "argv": ["/bin/true"],
-    "group_id": "default",
-    "stop": {"signal": 12, "grace_period": 15.0},
-    "timeout": {"duration": 300.0, "signal": "SIGINT"},
-}
-
-
-def apsis(*words: str, check: int = 0, **environ: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, PROGRAM, *words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=environment(**environ),
-    )
-    assert done.returncode == check, done.stdout + done.stderr
-    return done
-
-
-def brought(path: Path, *options: str) -> tuple[Path, dict[str, Any]]:
-    """The new database, and the report."""
-    new = path.with_name("new.db")
-    found = apsis("import-db", str(path), str(new), "--format", "json", *options)
-    report: dict[str, Any] = json.loads(found.stdout)
-    return new, report
-
-
-def reasons(report: dict[str, Any], kind: str) -> dict[str, str]:
-    return {name: reason for one, name, reason, _ in report["remarks"] if one == kind}
-
-
-def whole(path: Path) -> list[Any]:
-    """Everything in a database but what is of one import alone."""
-    found: list[Any] = []
-    for table in ("runs", "log", "outputs", "jobs", "owed"):
-        found += select(path, f"SELECT * FROM {table} ORDER BY 1, 2")
-    found += select(path, "SELECT output, start, size, codec, hex(data) FROM chunks ORDER BY 1, 2")
-    found += select(path, "SELECT name, value FROM meta WHERE name IN ('clock', 'next_run')")
-    found += select(path, "SELECT sql FROM sqlite_master ORDER BY name")
-    return found
-
+from apsislib.store.rows import from_row, to_row
+from programs import Table
 
 # -- releases --------------------------------------------------------------------------------------
 
@@ -256,14 +213,16 @@ def test_what_is_not_needed_to_know_how_a_run_ended_may_be_damaged(tmp_path: Pat
     assert runs["r5"].program == {
         "type": "apsis.program.agent.AgentProgram",
         "argv": ["x"],
-        "str": "unavailable program apsis.program.agent.AgentProgram",
+        "str": "apsis.program.agent.AgentProgram",
     }
 
 
 def test_damaged_pages_cost_only_what_is_on_them(tmp_path: Path) -> None:
     old = OldDb(tmp_path / "old.db")
+    old.db.execute("BEGIN")
     for number in range(1, 1501):
         old.line(old.run(number, meta={"job": {"labels": []}, "text": "x" * 100}), "success")
+    old.db.execute("COMMIT")
     path = old.close()
     spots = [
         row for row in select(path, "SELECT pageno FROM dbstat WHERE name = 'runs' AND pagetype = 'leaf'")
@@ -329,255 +288,6 @@ def test_a_few_bytes_that_stand_for_many_do_not_fill_the_memory(tmp_path: Path) 
     assert peaks[0] - peaks[1] < 60, peaks  # MiB
 
 
-# -- kill -9 ---------------------------------------------------------------------------------------
-
-
-def filled(path: Path, runs: int) -> Path:
-    old = OldDb(path, clock=CLOCK)
-    old.db.execute("BEGIN")
-    for number in range(1, runs + 1):
-        state = ("success", "failure", "error", "skipped", "scheduled", "waiting")[number % 6]
-        at = CLOCK - 3600 + number if number % 50 else CLOCK + 60  # of these many claim one occurrence
-        run_id = old.run(number, state, at=at, args={"n": str(number % 50)})
-        for line in range(4):
-            old.line(run_id, f"line {line}", at + line)
-        if number % 10 == 0:
-            old.output(run_id, random.Random(number).randbytes(5000), None)
-    old.line("r0", "nobody's")
-    old.job("adhoc-a")
-    old.db.execute("COMMIT")
-    return old.close()
-
-
-def test_killed_at_any_instant_and_repeated_it_ends_the_same(tmp_path: Path) -> None:
-    path = filled(tmp_path / "old.db", 6000)
-    new, report = brought(path)
-    once = whole(new)
-    again = tmp_path / "again.db"
-    argv = [sys.executable, PROGRAM, "import-db", str(path), str(again)]
-    chance = random.Random(7)
-    kills = midway = 0
-    while not again.exists():
-        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, env=environment())
-        try:
-            # The more it has been killed, the longer it is let go on: it must come to an end.
-            process.wait(0.25 + chance.random() * 0.3 * 1.2**kills)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            part = again.with_name("again.db.importing")
-            midway += part.exists() and not again.exists()
-            assert kills < 60
-    assert midway > 1, "it was never killed midway"
-    assert whole(again) == once
-    assert (
-        json.loads(apsis("import-db", str(path), str(again), "--format", "json").stdout)["runs"]
-        == report["runs"]
-    )
-
-
-def test_cut_off_at_any_commit_and_repeated_it_ends_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = filled(tmp_path / "old.db", 120)
-    once = whole(brought(path)[0])
-    monkeypatch.setattr(database, "STRETCH_ROWS", 40)
-    leave = files.transaction.__exit__
-    left = [0]
-
-    class Cut(BaseException):
-        pass
-
-    def leaving(self: Any, kind: Any, *rest: object) -> None:
-        if kind is None:
-            left[0] -= 1
-            if left[0] == 0:
-                leave(self, Cut, *rest)
-                raise Cut
-        leave(self, kind, *rest)
-
-    monkeypatch.setattr(files.transaction, "__exit__", leaving)
-    for cut in range(1, 60):
-        target = tmp_path / f"cut-{cut}.db"
-        left[0] = cut
-        if run_import(path, target, Cut):
-            break
-        left[0] = -1
-        assert run_import(path, target, Cut)
-        assert whole(target) == once, cut
-    assert 10 < cut < 59
-
-
-def run_import(path: Path, target: Path, cut: type[BaseException]) -> bool:
-    given = argparse.Namespace(old=path, new=target, config=None, stale="21d", format="json")
-    try:
-        return database.run(given) == 0
-    except cut:
-        return False
-
-
-def test_an_import_of_what_the_old_database_was_before_begins_anew(tmp_path: Path) -> None:
-    path = filled(tmp_path / "old.db", 50)
-    part = tmp_path / "new.db.importing"
-    stopped = tmp_path / "stopped"
-    stopped.mkdir()
-    shutil.copy(path, stopped / "old.db")
-    db = sqlite3.connect(stopped / "old.db")
-    db.execute("DELETE FROM runs WHERE rowid > 30")
-    db.commit()
-    db.close()
-    earlier = OldFile(stopped / "old.db")
-    half = Import(tmp_path / "new.db", earlier.fingerprint(), 1.0)
-    with half.stretch("runs", 30):
-        half.remark("left", "r1", "of another time")
-    half.close()
-    earlier.close()
-    assert part.exists()
-    new, report = brought(path)
-    assert sum(report["runs"].values()) == 50 and "of another time" not in str(report["remarks"])
-    assert not part.exists() and new.exists()
-
-
-def test_a_full_disk_is_said_and_the_import_goes_on_later(tmp_path: Path) -> None:
-    path = filled(tmp_path / "old.db", 3000)
-    code = (
-        "import resource, sys, signal, apsis; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        " resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, -1)); sys.exit(apsis.main(sys.argv[1:]))"
-    )
-    words = ["import-db", str(path), str(tmp_path / "new.db")]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *words], capture_output=True, text=True, cwd=Path(PROGRAM).parent
-    )
-    assert done.returncode == 1 and "goes on from here" in done.stderr and "Traceback" not in done.stderr
-    new, report = brought(path)
-    assert sum(report["runs"].values()) == 3000
-
-
-# -- runs that go on -------------------------------------------------------------------------------
-
-
-def test_unfinished_runs_are_given_what_takes_them_up(tmp_path: Path) -> None:
-    old = OldDb(tmp_path / "old.db")
-    ids = {"conn_id": "C", "proc_id": "P", "start": "2030-01-01T00:00:00+00:00"}
-    old.run(1, "running", at=CLOCK - 9, program=PROCSTAR, run_state=ids)
-    old.run(2, "stopping", at=CLOCK - 9, program=PROCSTAR, run_state=ids | {"stopping": True})
-    old.run(3, "starting", at=CLOCK - 9, program=PROCSTAR, run_state="null")
-    old.run(4, "starting", at=CLOCK - 9)  # a no-op: nothing can have happened
-    old.run(5, "running", at=CLOCK - 22 * 86400, program=PROCSTAR, run_state=ids)
-    old.run(6, "waiting", at=CLOCK - 400 * 86400, conds=[{"type": "acme.Ready", "path": "/x"}])
-    old.line("r5", "running", CLOCK - 22 * 86400)
-    old.run(7, "new", at=CLOCK - 9, times={})
-    old.run(8, actions=[{"type": "schedule", "if": {"states": None}, "job_id": "j", "args": {}}])
-    old.run(9, actions=[{"type": "acme.Mail", "to": "ops", "if": {"states": ["error"]}}])
-    new, report = brought(old.close())
-    rows = {
-        number: (state, json.loads(run_state or "null"))
-        for number, state, run_state in select(new, "SELECT number, state, run_state FROM runs")
-    }
-    begun = CLOCK - 9 + 1.5
-    place = {"conn_id": "C", "proc_id": "P"}
-    assert rows[1] == ("running", place | {"timers": {"TIMEOUT": begun + 300}})
-    assert rows[2] == ("stopping", place | {"signals": ["SIGUSR2"], "timers": {"GRACE": begun + 15}})
-    assert rows[3] == ("starting", {"doubt": DOUBT})
-    assert rows[4] == ("starting", None)
-    assert rows[5] == ("error", None)
-    assert rows[7][0] == "new"
-    changed = reasons(report, "changed")
-    assert changed.keys() == {"r3", "r5"}
-    assert select(new, "SELECT message FROM log WHERE number = 5 ORDER BY seq")[1][0].startswith("error: ")
-    ((conds,),) = select(new, "SELECT conds FROM runs WHERE number = 6")
-    assert json.loads(conds)[0]["config"] == {"path": "/x"}
-    found = [json.loads(a) for (a,) in select(new, "SELECT actions FROM runs WHERE actions IS NOT NULL")]
-    assert found == [
-        [{"type": "schedule", "job_id": "j", "args": {}, "str": "schedule j"}],
-        [{"type": "acme.Mail", "to": "ops", "if": {"states": ["error"]}, "str": "acme.Mail"}],
-    ]
-    assert reasons(brought_again(tmp_path, "--stale", "never"), "changed").keys() == {"r3"}
-
-
-def brought_again(directory: Path, *options: str) -> dict[str, Any]:
-    (directory / "new.db").unlink()
-    return brought(directory / "old.db", *options)[1]
-
-
-def test_limits_of_the_servers_file_hold_for_running_programs(tmp_path: Path) -> None:
-    old = OldDb(tmp_path / "old.db")
-    bare = {name: value for name, value in PROCSTAR.items() if name not in ("timeout", "stop")}
-    old.run(1, "running", program=bare, run_state={"conn_id": "C", "proc_id": "P"})
-    old.close()
-    (tmp_path / "apsis.yaml").write_text("database: {path: new.db}\nprogram: {timeout: {duration: 1h}}\n")
-    apsis("import-db", str(old.path), "--config", str(tmp_path / "apsis.yaml"))
-    ((state,),) = select(tmp_path / "new.db", "SELECT run_state FROM runs")
-    assert json.loads(state)["timers"] == {"TIMEOUT": CLOCK - 1000 + 1.5 + 3600}
-
-
-def test_ad_hoc_jobs_lose_schedules_and_are_kept_if_they_can_not_be_read(tmp_path: Path) -> None:
-    old = OldDb(tmp_path / "old.db")
-    old.job(
-        "adhoc-a", schedule=[{"type": "interval", "interval": 5.0, "enabled": True, "args": {}, "phase": 0}]
-    )
-    old.job("adhoc-b", program={"type": "acme.Program"})
-    old.job("adhoc-b", program={"type": "acme.Program"})
-    new, report = brought(old.close())
-    changed = reasons(report, "changed")
-    assert "without its schedules" in changed["job adhoc-a"] and "acme" in changed["job adhoc-b"]
-    jobs = {job_id: json.loads(job) for job_id, job in select(new, "SELECT job_id, job FROM jobs")}
-    assert jobs["adhoc-a"]["schedule"] == [] and jobs["adhoc-b"]["program"] == {"type": "acme.Program"}
-
-
-JOBS = {
-    "tick": "params: [time]\nschedule: {type: interval, interval: 10}\nprogram: {type: no-op}\n",
-    "alarm": "program: {type: no-op}\n",
-}
-
-
-def test_nothing_that_is_scheduled_is_lost_or_run_twice(tmp_path: Path) -> None:
-    """The old server was killed after it had stored its clock, before it started what was due."""
-    server = Server(tmp_path, JOBS)
-    now = time.time()
-    last = now // 10 * 10 - 40  # an instant of the schedule; the old server's clock is just past it
-    old = OldDb(tmp_path / "old.db", clock=last + 0.3)
-    stamp = {
-        t: f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(t))}+00:00"
-        for t in range(int(last) - 60, int(last) + 90)
-    }
-
-    def tick(number: int, t: float, state: str) -> None:
-        old.run(
-            number, state, args={"time": stamp[int(t)]}, job_id="tick", times={"schedule": t, state: last}
-        )
-
-    tick(1, last - 20, "success")
-    tick(2, last - 10, "success")
-    # That of `last` was due, and never was begun.
-    tick(3, last + 10, "skipped")  # ahead of its time, by hand
-    tick(4, last + 20, "success")  # started ahead
-    tick(5, last + 30, "scheduled")  # made by hand: it is not the schedule's
-    doubtful = [{"type": "schedule", "job_id": "alarm", "args": {}, "if": {"states": ["error"]}}]
-    old.run(6, "starting", at=last - 60, program=PROCSTAR, actions=doubtful)
-    old.close()
-    apsis("import-db", str(old.path), str(tmp_path / "apsis.db"))
-    with server.running():
-        assert server.until("r6", "error")["state"] == "error"
-        assert server.messages("r6")[-2].startswith("error: may have been started by the Apsis")
-        counts: dict[float, int] = {}
-        deadline = time.monotonic() + 60
-        while counts.get(last + 30, 0) < 2:  # those of the past are made at once
-            assert time.monotonic() < deadline, counts
-            runs = server.get("/runs", job_id="tick")["runs"].values()
-            times = [parse_time(run["times"]["schedule"]) for run in runs if not run.get("expected")]
-            counts = {t: times.count(t) for t in times if t <= last + 30}
-        assert counts == {last - 20: 1, last - 10: 1, last: 1, last + 10: 1, last + 20: 1, last + 30: 2}
-        (alarm,) = server.get("/runs", job_id="alarm")["runs"].values()
-        assert server.until(alarm["run_id"], "success")
-        server.end()
-        server.start()
-        after = server.get("/runs", job_id="tick")["runs"].values()
-        times = [parse_time(run["times"]["schedule"]) for run in after if not run.get("expected")]
-        assert {t: times.count(t) for t in times if t <= last + 30} == counts
-
-
 def test_nothing_is_put_beside_an_old_file_that_nobody_has_open(tmp_path: Path) -> None:
     old = OldDb(tmp_path / "old.db")
     old.run(1)
@@ -621,3 +331,81 @@ def test_a_part_that_has_been_made_by_another_process_is_waited_for_by_nobody(tm
         lock.release()
     with pytest.raises(ApsisError, match="there is no database"):
         OldFile(tmp_path / "none")
+
+
+def test_the_new_database_is_as_private_as_the_old_one(tmp_path: Path) -> None:
+    path = filled(tmp_path / "old.db", 10)
+    path.chmod(0o640)
+    if os.geteuid() == 0:
+        os.chown(path, 1234, 2345)
+    new, _ = brought(path)
+    was = path.stat()
+    now = new.stat()
+    assert (now.st_mode, now.st_uid, now.st_gid) == (was.st_mode, was.st_uid, was.st_gid)
+    assert (tmp_path / "new.db.lock").stat().st_uid == was.st_uid
+    copy = tmp_path / "copy.db"
+    apsis("backup", "-d", str(path), str(copy))
+    assert (copy.stat().st_mode, copy.stat().st_uid) == (was.st_mode, was.st_uid)
+
+
+# -- anything at all -------------------------------------------------------------------------------
+
+TEXTS = st.sampled_from(
+    [
+        "r1",
+        "job",
+        "running",
+        "scheduled",
+        "success",
+        "waiting",
+        "{}",
+        "[]",
+        "null",
+        "7",
+        "NaN",
+        '"x"',
+        "[null]",
+        "[{}]",
+    ]
+    + ['{"type": "no-op", "duration": "soon"}', '[{"type": "dependency"}]', '[{"type": "x.Y", "if": 3}]']
+    + ['{"type": 3}', '{"schedule": "2031-01-01T00:00:00Z", "success": 7}', '{"a": {"b": [1e999]}}']
+    + ['{"type": "apsis.program.procstar.agent.BoundProcstarProgram", "argv": ["x"], "stop": 7}']
+    + [
+        '[{"type": "dependency", "job_id": 3, "args": {}}]',
+        '[{"type": "dependency", "job_id": "j", "args": {"a": 1}}]',
+    ]
+    + ['[{"type": "const", "value": 1}, {"type": "apsis.cond.max_running.BoundMaxRunning", "count": "many"}]']
+    + ['[{"type": "x.Y", "if": {"states": "error"}}]', '[{"type": "schedule", "if": []}]', '{"expect": 7}']
+    + ['{"conn_id": 3, "proc_id": []}', '{"\\ud800": 1}', '{"job": 3}', '{"job": {"labels": {"a": 1}}}']
+)
+VALUES = st.one_of(
+    st.none(),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    st.binary(max_size=5),
+    TEXTS.map(str.encode),
+)
+GOOD = [b"r1", 1.0, b"job", b"{}", b"success", b'{"success": "2030-01-01T00:00:00Z"}', b"{}"]
+GOOD += [b'{"type": "no-op"}', b"null", None, 0, b"[]", b"[]"]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.integers(0, 12), VALUES, max_size=5))
+def test_no_row_of_runs_is_fatal(odd: dict[int, Any]) -> None:
+    table = Table(load_config(None))
+    movers = Movers(table.load, lambda kind: True, 7.0, 5.0, 6.0)
+    row = (1, *[odd.get(index, value) for index, value in enumerate(GOOD)])
+    try:
+        run = run_of(row, movers).run
+    except Unreadable:
+        return
+    assert run_summary(run) and run_record(run)
+    for cond in run.conds:
+        assert isinstance(cond["str"], str)
+    for action in run.actions:
+        assert owed(action, run.state) in (True, False)
+    assert "expect" not in run.meta
+    try:
+        from_row(to_row(run))
+    except (ValueError, TypeError, UnicodeEncodeError):
+        assert any(index in odd for index in (2, 3, 4, 5, 6, 7, 8, 11, 12))

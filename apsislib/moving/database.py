@@ -95,7 +95,7 @@ def _import(old: OldFile, target: Path, config: Config, stale: float | None) -> 
     _refuse_live(old, clock)
     if (packed := old.packed_by_brotli()) and not has_brotli():
         raise ApsisError(f"{packed} outputs in {old.path} are {NO_BROTLI}")
-    new = Import(target, old.fingerprint(), clock.wall())
+    new = Import(target, old.fingerprint(), old.path, clock.wall())
     try:
         stopped = old.clock()
         start = None if stopped is None else stopped - CUT_OFF
@@ -132,7 +132,7 @@ class Mover:
         self._kinds = jobs.Kinds(table.parse, Calendars(config.calendars), *types)
         last = old.clock()
         before = None if last is None or stale is None else last - stale
-        self._movers = Movers(table.load, new.began, start, before)
+        self._movers = Movers(table.load, _is_ours, new.began, start, before)
 
     def walk(self, progress: Callable[[int], None]) -> None:
         """All tables, each from where an earlier import has got to. ApsisError: it can't go on."""
@@ -225,6 +225,10 @@ class Mover:
         if not self._new.has_run(run_id):
             raise Unreadable("there is no such run")
         return run_id
+
+
+def _is_ours(kind: str) -> bool:
+    return kind in programs.BOUND or kind in programs.INTERNAL
 
 
 def _parts(stretch: Stretch, table: str) -> Iterable[tuple[list[Row], int]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
@@ -27,6 +28,7 @@ DOUBT = (
     " whether it ran, then mark it, or run it again"
 )
 FOUND_AT = ("proc_id", "conn_id", "task_arn", "group_id")  # what of a run_state finds the process again
+OWN = ("expect", "alarms")  # what our server alone puts into metadata, and relies on
 BEGUN = frozenset({State.NEW, State.STARTING, State.RUNNING, State.STOPPING})
 
 
@@ -51,6 +53,7 @@ class Movers:
     """What runs are made with."""
 
     load_program: Callable[[Json], Program]
+    is_ours: Callable[[str], bool]  # a type of program; else a class of somebody's has to be imported
     began: float  # the import, an instant
     clock: float | None  # from where schedules will go on
     stale_before: float | None  # unfinished runs that have not changed since then are errors
@@ -126,8 +129,8 @@ def run_of(row: Row, movers: Movers) -> Moved:
         rerun_of=_rerun_of(rerun),
     )
     if run.program is not None:
-        loaded = movers.load_program(run.program)
-        moved.run = run = run.but(program={**run.program, "str": str(loaded)}, limits=loaded.limits())
+        said, limits = _looked_into(run.program, live, movers)
+        moved.run = run = run.but(program={**run.program, "str": said}, limits=limits)
     if live:
         _go_on(run_state, moved, movers)
     due = at.get("schedule")
@@ -136,6 +139,17 @@ def run_of(row: Row, movers: Movers) -> Moved:
         identity = f"[{quoted(run.job_id)},{quoted(canonical(run.args))},{due:.6f},0]"
         moved.run = moved.run.but(occurrence=identity)
     return moved
+
+
+def _looked_into(program: Json, live: bool, movers: Movers) -> tuple[str, Limits]:
+    """What a program is called, and what bounds it in time."""
+    kind = str(program.get("type"))
+    if live or movers.is_ours(kind):
+        with suppress(ApsisError):
+            loaded = movers.load_program(program)
+            return str(loaded), loaded.limits()
+    # A class of somebody's, say: of hundreds of thousands of runs that have ended, none needs it.
+    return kind, Limits()
 
 
 _UNTOUCHED = (State.NEW, State.SCHEDULED)  # of these Apsis 2 stored those that were made by hand
@@ -185,7 +199,7 @@ def _meta(value: Any, moved: Moved) -> dict[str, Any]:
     meta: dict[str, Any] = _part(value, "metadata", dict, moved, False) or {}
     if not isinstance(meta.get("job", {}), dict):
         del meta["job"]
-    return meta
+    return {name: value for name, value in meta.items() if name not in OWN}
 
 
 def _conds(value: Any, moved: Moved, live: bool) -> list[Json]:
@@ -197,15 +211,18 @@ def _conds(value: Any, moved: Moved, live: bool) -> list[Json]:
 
 
 def _cond(cond: Any) -> Json:
+    """As ours stores it. One of which nothing can be made is an error of a run that comes to it."""
     try:
-        return conditions.load(cond).to_json()
+        found = conditions.load(cond).to_json()
+        job_id, args = found.get("instance") or (found.get("job_id", ""), found.get("args", {}))
+        canonical(args)  # of texts, or it raises
+        if isinstance(job_id, str):
+            return found
     except (ApsisError, LookupError, TypeError, ValueError, AttributeError):
         pass
-    if not isinstance(cond, dict):
-        return {"type": "unreadable", "str": str(cond)}
-    kind = str(cond.get("type"))
-    if "." not in kind:
-        return {**cond, "str": kind}
+    kind = str(cond.get("type")) if isinstance(cond, dict) else ""
+    if "." not in kind or kind.startswith("apsis."):
+        return {"type": "unreadable", "was": cond, "str": "a condition that can't be read"}
     # A class of the user's.
     config = {name: value for name, value in cond.items() if name not in ("type", "enabled", "str")}
     return conditions.BoundOwn(kind, config, 1.0).to_json()
@@ -235,6 +252,9 @@ def _action(action: Mapping[str, Any]) -> Json:
     try:
         return actions.parse(plain).to_json()
     except ApsisError:  # of a class that is not here, say: kept as it is
+        when = plain.get("if", {})
+        if not isinstance(when, dict) or not isinstance(when.get("states", []), list | None):
+            raise Unreadable("it does not say on which states one follows") from None
         return {**plain, "str": str(plain.get("type"))}
 
 

@@ -8,7 +8,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from sqlite3 import Connection
@@ -265,6 +265,28 @@ class transaction:  # noqa: N801 - reads as a word of the language
                 self._db.execute("ROLLBACK")
 
 
+def make_alike(path: Path, like: Path) -> None:
+    """Make an empty file with the owner and mode of another. OSError: it exists, or can't be made.
+
+    At no time may more people read a copy than what it is a copy of.
+    """
+    found = os.stat(like)
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        own(file, found)
+        os.fchmod(file, found.st_mode & 0o777)
+    finally:
+        os.close(file)
+
+
+def own(file: int | Path, like: os.stat_result) -> None:
+    """Give a file the owner of another, where we may: only root may give files away."""
+    now = os.stat(file)
+    if (now.st_uid, now.st_gid) != (like.st_uid, like.st_gid):
+        with suppress(PermissionError):
+            os.chown(file, like.st_uid, like.st_gid)
+
+
 def backup(source: Path, target: Path) -> None:
     """Copy a database that is in use, as it is at one instant, to a new file. Writers do not wait.
 
@@ -275,6 +297,7 @@ def backup(source: Path, target: Path) -> None:
     part = target.with_name(target.name + ".part")  # so that half a copy is never taken for a backup
     try:
         part.unlink(missing_ok=True)
+        make_alike(part, source)
         with closing(connect(source, "ro")) as live, closing(sqlite3.connect(part)) as copy:
             # All in one step, which is one read transaction: in several, each commit starts it afresh.
             live.backup(copy)

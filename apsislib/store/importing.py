@@ -47,8 +47,9 @@ Remark = tuple[str, str, str, int]  # kind, ID, reason, how often
 class Import:
     """Open for filling. To be used by one thread; one process at a time."""
 
-    def __init__(self, target: Path, source: str, began: float) -> None:
-        """`source`: what is imported, as a text that changes with it. `began`: an instant.
+    def __init__(self, target: Path, source: str, like: Path, began: float) -> None:
+        """`source`: what is imported, as a text that changes with it. `began`: an instant. `like`: a file
+        whose owner and mode the new one gets.
 
         Goes on with what an earlier import of the same source has left. ApsisError: it can't be written.
         """
@@ -62,12 +63,15 @@ class Import:
         try:
             if target.exists():
                 raise ApsisError(f"{target} exists: name a new file")
-            self._db = self._open(source)
+            files.own(self._lock.path, os.stat(like))  # for the server, which is of another user perhaps
+            self._db = self._open(source, like)
         except BaseException:
             self._lock.release()
             raise
 
-    def _open(self, source: str) -> Connection:
+    def _open(self, source: str, like: Path) -> Connection:
+        if not self._part.exists():
+            files.make_alike(self._part, like)
         db = files.open_database(self._part)
         try:
             meta = dict(db.execute("SELECT name, value FROM meta"))
@@ -84,6 +88,7 @@ class Import:
             db.close()
             for end in ("", "-wal", "-shm"):
                 self._part.with_name(self._part.name + end).unlink(missing_ok=True)
+            files.make_alike(self._part, like)
             db = files.open_database(self._part)
         with files.transaction(db):
             files.run_script(db, _TABLES)
