@@ -17,6 +17,7 @@ import logging
 import os
 import pickle
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -35,6 +36,8 @@ DEATH = 70  # exit status when the timer, the writer or the kernel has failed: r
 GC_THRESHOLD = (10_000, 10, 10)
 READY = 10.0  # s; after which systemd is told that a server is ready that serves but runs nothing yet
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
+
+NOFILE = 65536  # descriptors; an agent that is connected takes three
 
 LOAD = "_load-jobs"  # the command of the process that reads jobs for a server
 
@@ -70,8 +73,13 @@ class Host:
 class Apsis:
     """A whole server. `start` brings it up part by part, `stop` takes it down in the other order."""
 
-    def __init__(self, config: Any, restart: Callable[[bool], None] = lambda restart: None) -> None:
-        """Reads and checks everything, and listens; nothing runs yet.
+    def __init__(
+        self,
+        config: Any,
+        restart: Callable[[bool], None] = lambda restart: None,
+        nofile: tuple[int, int] | None = None,
+    ) -> None:
+        """Reads and checks everything, and listens; nothing runs yet. `nofile`: see LocalAgent.
 
         Raises JobErrors, BadRequest (config, database) or OSError (a port in use). `restart` is called
         when a client asks for the server's end: with True, it should be started again.
@@ -116,7 +124,7 @@ class Apsis:
         for note in notes:
             log.warning("%s", note)
         if agent.local:
-            self.local = LocalAgent(Path(f"{config.database.path}.agent.json"))
+            self.local = LocalAgent(Path(f"{config.database.path}.agent.json"), nofile)
             me = self.local.identity
             listen.append(agent_server.Port("127.0.0.1", me.port, me.token))
 
@@ -397,7 +405,7 @@ def serve(args: argparse.Namespace) -> int:
         host = args.serve_host or config.http.host
         port = config.http.port if args.serve_port is None else args.serve_port
         config = replace(config, http=replace(config.http, host=host, port=port))
-        server = Apsis(config, lambda restart: asked.put("restart" if restart else "stop"))
+        server = Apsis(config, lambda restart: asked.put("restart" if restart else "stop"), raise_nofile())
     except (ApsisError, OSError) as error:
         complain(error)
         return 1
@@ -438,6 +446,21 @@ def serve(args: argparse.Namespace) -> int:
         logging.shutdown()
         os._exit(0)
     return 0
+
+
+def raise_nofile() -> tuple[int, int]:
+    """Let this process hold descriptors for thousands of agents, if it may. The limits that it had before.
+
+    Shells and containers give 1,024, which three hundred agents use up.
+    """
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = NOFILE if before[1] == resource.RLIM_INFINITY else min(before[1], NOFILE)
+    if before[0] != resource.RLIM_INFINITY and before[0] < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, before[1]))
+        except (OSError, ValueError) as error:
+            log.warning("the limit of open files stays at %d: %s", before[0], error)
+    return before
 
 
 def _next_word(asked: queue.SimpleQueue[str], server: Apsis, notifier: Any) -> str:

@@ -7,9 +7,11 @@ a file beside the database. An agent that was left alone, without server and pro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import resource
 import secrets
 import select
 import signal
@@ -75,9 +77,13 @@ class Identity:
 class LocalAgent:
     """Keeps one agent process alive while the server runs."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: the file that holds its identity, beside the database."""
+    def __init__(self, path: Path, nofile: tuple[int, int] | None = None) -> None:
+        """`path`: the file that holds its identity, beside the database.
+
+        `nofile`: limits of open files for the agent, and so for programs, if other than the server's own.
+        """
         self._path = path
+        self._nofile = nofile
         self.identity = Identity.read(path) or Identity.new()
         self._stop, self._stopping = os.pipe()
         self._thread = threading.Thread(target=self._keep_alive, name="apsis-local-agent")
@@ -122,6 +128,10 @@ class LocalAgent:
                 start_new_session=True,
                 close_fds=True,
             )
+        if self._nofile is not None:
+            # Long before it asks for them, and long before it starts a program.
+            with contextlib.suppress(OSError):
+                resource.prlimit(self._child.pid, resource.RLIMIT_NOFILE, self._nofile)
         self.identity = replace(me, pid=self._child.pid)
         self.identity.write(self._path)
         log.info("local agent started: pid=%d port=%d", self._child.pid, me.port)

@@ -9,7 +9,6 @@ import signal
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -535,18 +534,16 @@ def test_64_programs_in_one_request_start_in_the_order_of_their_ids(link: Link) 
     assert set(states.values()) == {"terminated"}
 
 
-def test_200_programs_run_at_once(link: Link, tmp_path: Path) -> None:
+def test_1000_programs_run_at_once(link: Link, tmp_path: Path) -> None:
     fifo = tmp_path / "go"
     os.mkfifo(fifo)
     hold = os.open(fifo, os.O_RDWR)
-    for n in range(200):
+    for n in range(1000):
         link.start(f"p{n}", ["/bin/sh", "-c", f"read line < {fifo}; echo {n}"])
-    for n in range(200):
+    for n in range(1000):
         assert link.wait("ProcResult", proc_id=f"p{n}")["res"]["state"] == "running"
-    began = time.monotonic()
-    os.write(hold, b"\n" * 200)
-    for n in range(200):
+    os.write(hold, b"\n" * 1000)
+    for n in range(1000):
         assert link.final(f"p{n}")["status"]["exit_code"] == 0
         assert link.output(f"p{n}") == f"{n}\n".encode()
     os.close(hold)
-    assert time.monotonic() - began < 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -58,6 +59,23 @@ def test_a_server_that_is_started_again_finds_agent_and_programs(server: Server,
     assert pid(server) == agent
     echo = server.schedule({"job_id": "echo"})
     assert server.until(echo, *ENDS)["state"] == "success"
+
+
+def test_a_server_has_room_for_many_agents_and_programs_have_the_limits_of_before(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+    try:
+        with Server(
+            tmp_path, {"limit": "program: {type: procstar-shell, command: ulimit -Sn}\n"}
+        ).running() as server:
+            assert server.process is not None
+            soft, _ = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+            assert soft == min(65536, before[1])
+            run_id = server.schedule({"job_id": "limit"})
+            assert server.until(run_id, *ENDS)["state"] == "success"
+            assert server.output(run_id) == b"300\n"
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_an_agent_that_dies_is_replaced_by_another(server: Server) -> None:
