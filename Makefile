@@ -1,10 +1,11 @@
 # make run    sets up, and starts the server with the example jobs and an agent on this host
 # make test   sets up, and runs every check
+# make stateful EXAMPLES=5000   throws random lives of a server at the kernel, for as long as it takes
 # make dist   makes dist/apsis.pyz, one file that any Python from 3.11 on runs, and a wheel
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check format lint types tests bench chaos dist test-dist clean
+.PHONY: run test check format lint types tests stateful bench chaos dist test-dist clean
 
 SECONDS ?= 60
 SEED ?= 1

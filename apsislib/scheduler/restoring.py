@@ -20,7 +20,8 @@ def restore(
     runs = list(runs)
     for run in runs:
         ledger.enter(run)
-    for run in runs:
+    # Those that wait do so in the order in which they began to.
+    for run in sorted(runs, key=lambda run: (run.times.get("waiting", 0.0), run.number)):
         try:
             _restore(ledger, waiting, gaps, run, wall, boot)
         except (ApsisError, LookupError, TypeError, ValueError) as error:

@@ -39,17 +39,17 @@ class Waiting:
             return
         run = ledger.move(run, State.WAITING, wall)
         ledger.note(run, wall, f"waiting until: {run.conds[0].get('str', '')}")
-        self._waits.enter(run.run_id, Wait(run.number, conds, since=wall))
+        self._waits.enter(run.run_id, Wait(conds, since=wall))
         if ledger.settings.max_waiting is not None:
             ledger.arm(run, Alarm.WAITING, ledger.settings.max_waiting, wall, boot)
-        if ledger.held:
+        if ledger.held or self._waits.ready:  # it is its turn after those before it
             self._waits.wake(run.run_id)
         else:
             self.judge(run.run_id, wall, boot)
 
     def restore(self, run: Run, wall: float, boot: float) -> None:
         """It was waiting when an earlier process ended."""
-        wait = Wait(run.number, _load(run), since=run.times.get("waiting", wall))
+        wait = Wait(_load(run), since=run.times.get("waiting", wall))
         self._waits.enter(run.run_id, wait)
         self._waits.wake(run.run_id)
         limit = self._ledger.settings.max_waiting
@@ -118,7 +118,8 @@ class Waiting:
         if verdict.holds and isinstance(cond, BoundMaxRunning):
             # First come, first served: a free slot belongs to the head of the queue.
             head = self._waits.head(cond.key)
-            if head is not None and int(head[1:]) < run.number:
+            first = None if head is None else self._waits.get(head)
+            if head is not None and first is not None and first.place < wait.place:
                 self._waits.wake(head)
                 return Verdict(False, f"{head} is first in the queue", ((cond.key, None),))
         return verdict

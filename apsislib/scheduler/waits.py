@@ -22,7 +22,6 @@ REMEMBERED = 10_000  # instances whose outcomes are kept; a query each brings ba
 class Wait:
     """One waiting run."""
 
-    number: int
     conds: tuple[Bound, ...]
     at: int = 0  # index of the first condition not yet satisfied; len(conds): only re-checks are left
     blocked: int = 0  # index of the condition that it waits for
@@ -31,6 +30,7 @@ class Wait:
     keys: tuple[Key, ...] = ()
     asked: set[int] = field(default_factory=set)  # conditions of users' own that have not answered yet
     answers: dict[int, Verdict] = field(default_factory=dict)
+    place: int = 0  # in the order in which runs began to wait
     over: bool = False  # its time to wait is over, but an answer is still to come
 
 
@@ -41,12 +41,15 @@ class Waits:
         self._queues: dict[RunKey, list[tuple[int, str]]] = {}  # heaps; may hold who has left
         self._ready: deque[str] = deque()
         self._is_ready: set[str] = set()
+        self._place = 0
 
     def get(self, run_id: str) -> Wait | None:
         return self._waits.get(run_id)
 
     def enter(self, run_id: str, wait: Wait) -> None:
         """It waits, and is to be judged."""
+        self._place += 1
+        wait.place = self._place
         self._waits[run_id] = wait
 
     def leave(self, run_id: str) -> None:
@@ -61,7 +64,7 @@ class Waits:
         wait.keys = keys
         for key, states in keys:
             if states is None:
-                heapq.heappush(self._queues.setdefault(key, []), (wait.number, run_id))
+                heapq.heappush(self._queues.setdefault(key, []), (wait.place, run_id))
             else:
                 self.filed.setdefault(key, {})[run_id] = states
 
@@ -90,7 +93,7 @@ class Waits:
         if filed:
             woken = [run_id for run_id, states in filed.items() if state is None or state in states]
             if len(woken) > 1:
-                woken.sort(key=lambda run_id: self._waits[run_id].number)
+                woken.sort(key=lambda run_id: self._waits[run_id].place)
             for run_id in woken:
                 self.wake(run_id)
 
@@ -102,7 +105,7 @@ class Waits:
                 self.wake(head)
 
     def head(self, key: RunKey) -> str | None:
-        """The oldest that waits for a slot of this instance."""
+        """The first that waits for a slot of this instance."""
         queue = self._queues.get(key)
         while queue:
             wait = self._waits.get(queue[0][1])
