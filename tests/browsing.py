@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from axe_playwright_python.sync_playwright import Axe
 from installation import PROGRAM, SLOW, Installation
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
@@ -95,3 +96,14 @@ def state(page: Page, text: str) -> None:
 
 def installed(directory: Any, **options: Any) -> Installation:
     return Installation(directory, JOBS, connections=lambda: {"c": AGENT}, **options).start()
+
+
+def accessible(page: Page) -> None:
+    """No violation of what axe-core judges, with the rules of WCAG 2.1 AA and its best practices."""
+    # What fades in is judged once it is there.
+    page.wait_for_function(
+        "document.getAnimations().every((one) => one.effect.getTiming().iterations === Infinity"
+        " || one.playState !== 'running')"
+    )
+    found = Axe().run(page, options={"resultTypes": ["violations"]})
+    assert found.violations_count == 0, found.generate_report()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from browsing import HOSTILE, JOBS, live, watched
+import pytest
+from browsing import HOSTILE, JOBS, accessible, live, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -225,3 +227,23 @@ def test_after_a_restart_what_was_missed_is_there(browser: Browser, tmp_path: Pa
             live(page)
     finally:
         site.stop()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1440, 390])
+def test_the_board_is_accessible(site: Installation, browser: Browser, scheme: Any, width: int) -> None:
+    made = [site.make(job_id)["run_id"] for job_id in ("slow", "long", "waits", "etl/fails")]
+    size = {"width": width, "height": 900}
+    with watched(browser, site.url, color_scheme=scheme, viewport=size) as page:
+        opened(page)
+        expect(panel(page, "What needs attention").locator("li").nth(1)).to_be_visible()
+        accessible(page)
+        page.keyboard.press("?")
+        accessible(page)
+        page.keyboard.press("Escape")
+        panel(page, "Running").get_by_role("button", name=re.compile("Operations")).first.click()
+        accessible(page)
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "scrolls sideways"
+    for run_id in made[:2]:
+        site.post(f"/api/v1/runs/{run_id}/stop")
+    site.post(f"/api/v1/runs/{made[2]}/skip")

@@ -17,16 +17,17 @@ export function notice(text, { kind = "error" } = {}) {
 }
 
 /** Ask, and do it if the answer is yes: the dialog shows that it is being done, and what went wrong, until it is
- *  done or given up. `detail`: nodes below the question. Resolves to what `act` answers; null: it was not done. */
+ *  done or given up. `detail`: nodes below the question; `verb` null: there is only something to be said.
+ *  Resolves to what `act` answers; null: it was not done. */
 export function ask({ question, detail = [], verb, danger = false, act }) {
   const dialog = byId("dialog");
-  const cancel = el("button", { type: "button" }, "Cancel");
+  const cancel = el("button", { type: "button" }, verb ? "Cancel" : "Close");
   const confirm = el("button", { type: "submit", id: "confirm", class: danger ? "primary danger" : "primary" }, verb);
   const wrong = el("p", { class: "wrong", role: "alert", hidden: true });
   const busy = el("progress", { hidden: true, "aria-label": "in progress" });
   const form = el("form", { method: "dialog" },
     el("p", { id: "question" }, question), detail, wrong, busy,
-    el("div", { class: "buttons" }, cancel, confirm));
+    el("div", { class: "buttons" }, cancel, verb ? confirm : null));
   fill(dialog, form);
   return new Promise((resolve) => {
     let result = null;
@@ -36,7 +37,7 @@ export function ask({ question, detail = [], verb, danger = false, act }) {
     dialog.onclose = () => resolve(result);
     form.onsubmit = async (event) => {
       event.preventDefault();
-      if (acting) return;
+      if (acting || !verb) return;
       acting = confirm.disabled = cancel.disabled = true;
       wrong.hidden = true;
       busy.hidden = false;
@@ -53,7 +54,7 @@ export function ask({ question, detail = [], verb, danger = false, act }) {
       }
     };
     dialog.showModal();
-    (danger ? cancel : confirm).focus();
+    (danger || !verb ? cancel : confirm).focus();
   });
 }
 
@@ -99,7 +100,7 @@ function openMenu(button, items) {
   };
   closeOpen = close;
   button.setAttribute("aria-expanded", "true");
-  document.body.append(menu);
+  (button.closest("main, header") ?? document.body).append(menu);
   const at = button.getBoundingClientRect();
   const { width, height } = menu.getBoundingClientRect();
   const below = at.bottom + height + 6 < window.innerHeight || at.top < height;

@@ -6,7 +6,7 @@ import { el } from "./dom.js";
 export function table(heads, { cls = "", caption } = {}) {
   const row = heads.map((head) => (head instanceof Node ? head
     : typeof head === "string" ? el("th", { scope: "col" }, head)
-      : el("th", { scope: "col", class: head.cls ?? "", "aria-label": head.label ?? null }, head.text ?? "")));
+      : el("th", { scope: "col", class: head.cls ?? "" }, head.text || el("span", { class: "hidden" }, head.label ?? ""))));
   const body = el("tbody");
   const whole = el("div", { class: "scroll" }, el("table", { class: cls },
     caption ? el("caption", { class: "hidden" }, caption) : null,
@@ -49,6 +49,9 @@ export class Rows {
     row.node.replaceChildren(...this.does.cells(item).filter(Boolean));
     if (at >= 0) focusables(row.node)[at]?.focus({ preventScroll: true });
   }
+
+  /** Draw this row anew the next time. */
+  forgetOne(key) { const row = this.rows.get(key); if (row) row.item = undefined; }
 
   /** Draw all rows anew the next time. */
   forget() { for (const row of this.rows.values()) row.item = undefined; }
