@@ -41,6 +41,7 @@ procstar:
       network_configuration: {{awsvpcConfiguration: {{subnets: [subnet-1]}}}}
       start_timeout: {start}
       sweep: {sweep}
+      retain_ebs: {retain}
 """
 READY = "echo ready; "
 TRAP = READY + "trap 'echo saving; exit 0' TERM; while true; do sleep 0.1; done"
@@ -80,7 +81,7 @@ def make_server(directory: Path, aws: Aws, **config: Any) -> Server:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     aws.define(f"agent-{port}", PROCSTAR_AGENT_HOST="127.0.0.1", PROCSTAR_AGENT_PORT=str(port))
-    values = {"reconnect": "1 h", "start": "15 min", "sweep": "true"} | config
+    values = {"reconnect": "1 h", "start": "15 min", "sweep": "true", "retain": "false"} | config
     (directory / "apsis.yaml").write_text(CONFIG.format(port=port, **values))
     return Server(directory, {"greet": GREET})
 
@@ -95,7 +96,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, aws: Aws) -> Iterator[Serve
 @pytest.fixture(scope="module")
 def hasty(tmp_path_factory: pytest.TempPathFactory, aws: Aws) -> Iterator[Server]:
     """Another server on the same cluster, which soon gives up agents, and sweeps all the time."""
-    other = make_server(tmp_path_factory.mktemp("hasty"), aws, reconnect="3 s", sweep="2 s")
+    other = make_server(tmp_path_factory.mktemp("hasty"), aws, reconnect="3 s", sweep="2 s", retain="true")
     with other.running() as server:
         yield server
 
@@ -162,6 +163,40 @@ def test_a_job_runs_in_a_task_of_its_own_from_schedule_to_output(server: Server,
     # Its agent has left by itself, and nothing else had to be done.
     aws.until(lambda: aws.is_stopped(arn))
     assert not [p for p in aws.made("StopTask") if p["task"] == arn]
+
+
+def asked_for(server: Server, aws: Aws, **keys: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What AWS was asked for by a run that went well: its container, its volume, and all of it."""
+    run_id = server.schedule({"job": {"program": {"type": "procstar-ecs", **keys}}})
+    assert server.until(run_id, *ENDS)["state"] == "success", server.messages(run_id)
+    (asked,) = [p for p in aws.made("RunTask") if p["clientToken"] == f"{installation(server)}-{run_id}"]
+    (container,) = asked["overrides"]["containerOverrides"]
+    (volume,) = asked["volumeConfigurations"]
+    assert asked["count"] == 1 and container["name"] == "agent" and "image" not in json.dumps(asked)
+    return container, volume["managedEBSVolume"], asked
+
+
+def test_aws_is_asked_for_what_the_job_and_the_servers_file_say(
+    server: Server, hasty: Server, aws: Aws
+) -> None:
+    true = {"command": "true"}
+    container, volume, asked = asked_for(server, aws, argv=["/bin/true"])
+    assert (container["memory"], container["cpu"], volume["sizeInGiB"]) == (953, 512, 9)  # the file's
+    assert "taskRoleArn" not in asked["overrides"] and volume["terminationPolicy"]["deleteOnTermination"]
+    default = asked["taskDefinition"]
+    container, volume, _ = asked_for(server, aws, **true, mem_gb=2, vcpu=1, disk_gb=100)
+    assert (container["memory"], container["cpu"]) == (1907, 1024)
+    assert (volume["sizeInGiB"], volume["iops"], volume["throughput"]) == (93, 16000, 1000)
+    assert (volume["volumeType"], volume["encrypted"], volume["filesystemType"]) == ("gp3", True, "ext4")
+    for gb, gib, iops, throughput in ((35, 32, 16000, 1000), (11, 10, 5000, 1000)):
+        _, volume, _ = asked_for(server, aws, **true, disk_gb=gb)
+        assert (volume["sizeInGiB"], volume["iops"], volume["throughput"]) == (gib, iops, throughput)
+    other = f"{default}:1"
+    _, _, asked = asked_for(server, aws, **true, role="loader", task_definition=other)
+    assert asked["overrides"]["taskRoleArn"] == "arn:aws:iam::123456789012:role/loader"
+    assert asked["taskDefinition"] == other
+    _, volume, _ = asked_for(hasty, aws, **true)
+    assert volume["terminationPolicy"] == {"deleteOnTermination": False}
 
 
 def test_a_program_that_fails_fails_its_run(server: Server) -> None:
