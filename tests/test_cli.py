@@ -355,6 +355,17 @@ def test_jobs_are_a_table_with_params_and_labels(server: Server) -> None:
     assert [job["job_id"] for job in found] == sorted(JOBS)
 
 
+def test_agents_are_a_table_by_group(server: Server) -> None:
+    made(server, "schedule", "now", "greet", "name=agents", "--wait")  # so that there is one
+    (found,) = json.loads(server.command("agents", "--format", "json").stdout).values()
+    lines = server.command("agents").stdout.split("\n")
+    assert lines[0].split() == ["group", "agent", "host", "user", "state", "since"]
+    group, agent, host, user, state, *since = lines[2].split()
+    assert (group, agent, state) == ("default", found["info"]["conn"]["conn_id"], "active")
+    assert (host, user) == (found["info"]["proc"]["hostname"], found["info"]["proc"]["username"])
+    assert since and len(lines) == 5
+
+
 def test_a_job_is_found_by_words_of_its_id(server: Server) -> None:
     done = server.command("job", "on later")
     assert (done.returncode, yaml.safe_load(done.stdout)["job_id"]) == (0, "later/on")

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server import ENDS, ROOT, Server
+import requests
+from server import ENDS, ROOT, Server, environment
 
 from apsislib.calendars import Calendars
 from apsislib.schedules import parse
 from apsislib.times import format_instant, parse_time
 from apsislib.yamlio import load
 
-PAGES = ("programs", "schedules", "operations")
+PAGES = ("programs", "schedules", "operations", "agents")
 ARGS = {"date": "2026-06-05", "name": "world", "region": "eu"}
 FENCE = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = 5  # instants under an example
@@ -41,7 +49,7 @@ def examples() -> list[Example]:
         Example(f"{page}-{number}", promise, text)
         for page in PAGES
         for number, (language, promise, text) in enumerate(fences(page))
-        if language == "yaml"
+        if language == "yaml" and promise != "server"
     ]
 
 
@@ -118,3 +126,85 @@ def test_every_link_leads_somewhere(path: Path) -> None:
         assert file.exists(), f"{path.name}: {target}"
         if anchor:
             assert anchor in anchors(file.read_text()), f"{path.name}: {target}"
+
+
+class Guide:
+    """The commands of docs/agents.md, in order, with this machine in the place of the example's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        with socket.socket() as free, socket.socket() as other:
+            free.bind(("127.0.0.1", 0))
+            other.bind(("127.0.0.1", 0))
+            self.agents, self.http = free.getsockname()[1], other.getsockname()[1]
+        self.going: list[subprocess.Popen[bytes]] = []
+        self.environ = environment(
+            PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", APSIS_HOST=f"127.0.0.1:{self.http}"
+        )
+        (directory / "jobs").mkdir()
+
+    def follow(self, label: str, text: str) -> str:
+        """Do what a block says; what it printed, if it comes to an end."""
+        text = text.replace("apsis.example.com", "localhost")
+        if label == "server":
+            more = f"http: {{port: {self.http}}}\nruns: {{retention: off}}\n"
+            text = text.replace("    server:\n", f"    server:\n      port: {self.agents}\n")
+            (self.directory / "apsis.yaml").write_text(text + more)
+            return ""
+        argv = ["/bin/sh", "-ec", text.replace("--agent-host", f"--agent-port {self.agents} --agent-host")]
+        if label == "run":
+            done = subprocess.run(argv, cwd=self.directory, env=self.environ, capture_output=True, text=True)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+        with open(self.directory / f"{label}.log", "wb") as log:
+            process = subprocess.Popen(
+                argv, cwd=self.directory, env=self.environ, stdout=log, stderr=log, start_new_session=True
+            )
+        self.going.append(process)
+        return ""
+
+    def until_there(self, path: str, holds: Callable[[Any], bool]) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            with contextlib.suppress(requests.ConnectionError):
+                if holds(requests.get(f"http://127.0.0.1:{self.http}/api/{path}", timeout=30).json()):
+                    return
+            time.sleep(0.05)
+        raise AssertionError([file.read_text() for file in self.directory.glob("*.log")])
+
+    def end(self) -> None:
+        for process in reversed(self.going):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+
+
+def test_the_guide_to_agents_leads_to_one_that_runs_programs(tmp_path: Path) -> None:
+    guide = Guide(tmp_path)
+    (tmp_path / "jobs" / "host.yaml").write_text(
+        "program: {type: procstar-shell, group_id: batch, command: hostname}\n"
+    )
+    shown = ""
+    try:
+        for language, label, text in fences("agents"):
+            if language != "sh" and label != "server":
+                continue
+            shown = guide.follow(label, text)
+            if label == "serve":
+                guide.until_there("v1/running", lambda found: True)
+            elif label == "agent":
+                guide.until_there("procstar/connections", bool)
+        assert "batch" in shown and "active" in shown
+        guide.follow("run", "apsis schedule now host --wait")  # fails unless the run is a success
+    finally:
+        guide.end()
+
+
+def test_the_guide_to_agents_names_every_option() -> None:
+    text = (ROOT / "docs" / "agents.md").read_text()
+    argv = [sys.executable, str(ROOT / "apsis.py"), "agent", "--help"]
+    help = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"--[a-z-]+", help)) - {"--help"}
+    shortened = {f"--connect-interval-{end}" for end in ("mult", "max")}  # written as `-mult`, `-max`
+    assert {
+        option for option in options - shortened if f"`{option}" not in text and option not in text
+    } == set()

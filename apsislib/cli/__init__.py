@@ -130,6 +130,9 @@ def add_commands(subparsers: Any, version: str) -> None:
     command.add_argument("job", metavar="JOB", help="job ID, or words of it")
     add_format(command)
 
+    command = add("agents", "list the agents, those that are away too")
+    add_format(command)
+
     command = add("runs", "list the runs of a job")
     command.add_argument("-j", "--job", metavar="JOB", help="job ID, or words of it")
     command.add_argument(

@@ -356,6 +356,7 @@ COMMANDS: dict[str, Callable[[Namespace, Client, Terminal], int]] = {
     "completion": print_completion,
     "job": looking.job,
     "jobs": looking.jobs,
+    "agents": looking.agents,
     "log": looking.log,
     "mark": mark,
     "output": following.output,

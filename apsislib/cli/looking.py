@@ -64,6 +64,37 @@ def job(args: Namespace, client: Client, terminal: Terminal) -> int:
     return 0
 
 
+# -- agents ----------------------------------------------------------------------------------------
+
+
+def agents(args: Namespace, client: Client, terminal: Terminal) -> int:
+    """All that the server knows of, by group; those that are away too."""
+    found = client.get("procstar", "connections")
+    if not isinstance(found, dict):
+        raise client.strange()
+    if args.format:
+        return print_data(args, found)
+    rows: list[list[str | Cell]] = []
+    for record in found.values():
+        conn, proc, stats = (record["info"][key] for key in ("conn", "proc", "stats"))
+        here = stats["connected"]
+        state = record["shutdown_state"] if here else "away"
+        since = show_time(stats["last_connect_time" if here else "last_disconnect_time"], args.utc)
+        words = (conn["group_id"], conn["conn_id"], proc["hostname"], proc["username"] or "")
+        rows.append([*map(plain, words), state if here else Cell(state, RED), since])
+    rows.sort(key=lambda row: row[:2])
+    columns = [
+        Column("group"),
+        Column("agent"),
+        Column("host"),
+        Column("user"),
+        Column("state"),
+        Column("since"),
+    ]
+    print("\n".join([*table(terminal, columns, rows), ""]))
+    return 0
+
+
 # -- runs ------------------------------------------------------------------------------------------
 
 
