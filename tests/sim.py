@@ -264,8 +264,8 @@ class Sim:
         self.commit()
         self.settle()
 
-    def crash(self) -> None:
-        """Kill the server and start it again over what was committed."""
+    def crash(self, restored: bool = True) -> None:
+        """Kill the server and start it again over what was committed. `restored`: until it is all there."""
         claimed = {
             r.occurrence
             for r in self.rows.values()
@@ -282,6 +282,8 @@ class Sim:
         for owe in list(self.owed.values()):
             self._do_action(owe)
         self.settle()
+        if not restored:
+            return
         self.kernel.restored()
         self.settle()
 

@@ -412,6 +412,19 @@ def test_a_run_that_was_given_up_frees_its_slot_and_is_offered_its_late_verdict(
     assert sim.rows[first] == row
 
 
+def test_who_comes_after_a_restart_queues_up_behind_who_was_waiting_before(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None), conditions=(MaxRunning("1"),))
+    first, second = sim.schedule("job"), sim.schedule("job")
+    newcomer = sim.schedule("job", at=sim.clock.wall() + 100)
+    sim.settle()
+    sim.crash(restored=False)
+    sim.finish(first)
+    sim.clock.advance(100)
+    sim.kernel.restored()
+    sim.settle()
+    assert (sim.state(second), sim.state(newcomer)) == (State.RUNNING, State.WAITING)
+
+
 def test_a_stepped_wall_clock_does_not_touch_durations(sim: Sim) -> None:
     sim.add_job("job", program=SimProgram(None, State.ERROR, Limits(timeout=100, grace=None)))
     run_id = sim.schedule("job")
