@@ -9,6 +9,7 @@ BIN := .venv/bin
 
 SECONDS ?= 60
 SEED ?= 1
+N ?= 60
 
 run: .venv/installed
 	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent
@@ -33,6 +34,10 @@ tests: .venv/tested .venv/procstar/made
 
 bench: .venv/tested
 	$(BIN)/python benchmarks/run.py
+
+# Kills the server at its n-th commit, send and receive, for every n up to N.
+kills: .venv/tested
+	cd tests && ../$(BIN)/python -m chaos.kills --to $(N)
 
 # Kills, freezes, cuts and fills what it can for so long, and counts what came of it (tests/chaos).
 chaos: .venv/tested

@@ -67,6 +67,7 @@ class Record:
     cause: str | None
     log: list[str] = field(default_factory=list)
     output: bytes = b""
+    owes: bool = False  # an action, which is done when the server is there again
 
 
 @dataclass(slots=True)
@@ -110,6 +111,8 @@ def read(database: Path) -> tuple[dict[str, Record], list[str]]:
             )
         for number, message in db.execute("SELECT number, message FROM log ORDER BY number, seq"):
             records[f"r{number}"].log.append(message)
+        for (cause,) in db.execute("SELECT cause FROM owed"):
+            records[cause.split("/")[0]].owes = True
         for number, codec, data in db.execute(
             "SELECT number, codec, data FROM chunks JOIN outputs ON outputs.id = chunks.output"
             " WHERE output_id = 'output' ORDER BY number, start"
@@ -176,7 +179,7 @@ def _successors(jobs: Mapping[str, Expected], records: Mapping[str, Record], ver
         if jobs[record.job_id].successor is None or record.state != "success":
             continue
         made = caused[record.run_id]
-        if not made:
+        if not made and not record.owes:
             verdict.lost.append(f"the success of {record.run_id} ({record.job_id}) had no successor")
         elif len(made) > 1:
             verdict.doubled.append(f"the success of {record.run_id} had {len(made)} successors: {made}")

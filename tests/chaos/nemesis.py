@@ -121,7 +121,7 @@ class Nemesis:
         self._down = False  # the server is to be down now
         self._filled = False  # the disk has been
 
-    def rage(self) -> None:
+    def rage(self) -> History:
         """Execute the timetable; at its end all faults are over."""
         begun = time.monotonic()
         events: list[tuple[float, int, Fault, bool]] = []
@@ -141,6 +141,7 @@ class Nemesis:
                 self._end(fault)
         for operator in self._operators:
             operator.join()
+        return self.history
 
     def _look_after_server(self) -> None:
         """Be what a service manager is: it starts again what has ended."""

@@ -243,6 +243,11 @@ class World(Client):
         self.server.kill()
         self.server.wait()
 
+    def end_server(self) -> None:
+        assert self.server is not None
+        self.server.terminate()
+        assert self.server.wait(PATIENCE) == 0, self.log()
+
     def log(self) -> str:
         return (self.directory / "server.log").read_text()
 
