@@ -23,7 +23,14 @@ def play(
     launch = {"plant": plant, "slow_commit": slow}
     seconds = faults[-1].at + 3
     outcome = campaign.run(
-        directory, faults, seconds, only=only, launch=launch, reconnect=RECONNECT, patience=8 if plant else 90
+        directory,
+        faults,
+        seconds,
+        every_busy=3,
+        only=only,
+        launch=launch,
+        reconnect=RECONNECT,
+        patience=8 if plant else 90,
     )
     print(outcome)
     return outcome.verdict
