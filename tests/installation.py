@@ -12,7 +12,7 @@ from typing import Any
 import contract
 import requests
 
-from apsislib import jobs
+from apsislib import jobs, samples
 from apsislib.api import Parts, Server
 from apsislib.calendars import Calendars
 from apsislib.clock import Deadline, WallClock
@@ -23,6 +23,7 @@ from apsislib.feeds import Feed
 from apsislib.jobs import JobSet, Kinds
 from apsislib.live import Live
 from apsislib.runs import Expect
+from apsislib.samples import Samples
 from apsislib.scheduler import Settings
 from apsislib.store import Store
 from programs import noop
@@ -118,6 +119,7 @@ class Installation:
             connections=connections,
             **{"batch": 0.01, **(live or {})},
         )
+        self.samples = Samples(self.clock, self._sample)  # a test takes them by hand
         parts = Parts(
             self.driver,
             self.store,
@@ -125,11 +127,17 @@ class Installation:
             connections=connections,
             shut_down=self.ends.put,
             version="9.8.7",
+            series=self.samples.series,
+            config=lambda: {"job_dir": "jobs", "runs": {"retention": 86400.0}},
         )
         self.server = Server(parts, port=port, take_socket=self.live.take, **server)
         self.http = requests.Session()
         # Whatever a test asks for, the answer must be one that openapi.json allows.
         self.http.hooks["response"].append(lambda answer, **_: contract.check(answer))
+
+    def _sample(self) -> dict[str, float]:
+        figures = dict.fromkeys(samples.FIGURES, 0.0)
+        return figures | {"ended": float(self.driver.tally.totals()[0]), "memory": 1e8, "lateness": 0.004}
 
     def load(self) -> JobSet:
         return jobs.load_dir(self.job_dir, self.kinds)

@@ -72,10 +72,10 @@ def test_hostile_names_and_texts_are_only_text_everywhere(site: Installation, pa
     for path in ("/runs", "/jobs", "/agents", f"/runs/{run_id}"):
         page.goto(path)
         expect(page.locator("main")).to_contain_text("onerror=" if path != "/runs" else name)
-    expect(page.locator("pre.output")).to_have_text(HOSTILE)
+    expect(page.locator(".output .line")).to_have_text(HOSTILE)
     page.get_by_role("link", name=name).first.click()
     expect(page.locator("h1")).to_contain_text(name)
-    expect(page.locator("dd").first).to_have_text(HOSTILE)
+    expect(page.locator(".prose")).to_have_text(HOSTILE)
     expect(page.locator("tbody tr").first).to_contain_text(run_id)
     page.goto(f"/runs/{requests.utils.quote(HOSTILE, safe='')}")
     expect(page.locator("main")).to_contain_text("unknown run")

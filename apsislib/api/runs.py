@@ -13,7 +13,7 @@ from apsislib.api.jobs import find_job_id
 from apsislib.api.message import Request, Response, blocks, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
-from apsislib.runs import Args, Json, Run, run_number
+from apsislib.runs import Args, Json, Run, canonical, instance, run_number
 from apsislib.states import FINISHED, State
 from apsislib.store import Reader
 from apsislib.times import format_time, parse_duration, parse_time
@@ -204,7 +204,23 @@ def waits(parts: Parts, run: Run) -> list[dict[str, Any]]:
             row["since"] = format_time(row["since"])
         if "runs" in row and cond.get("type") == "dependency":
             row["runs"] = _ended(parts, cond) + row["runs"]
+        if not row["holds"] and "reason" not in row:
+            row |= _not_asked(parts, cond)
     return rows
+
+
+def _not_asked(parts: Parts, cond: Json) -> dict[str, Any]:
+    """How a condition stands that is only asked once those before it hold, as far as that can be seen."""
+    if cond.get("type") != "dependency":
+        return {"reason": "asked once those above hold"}
+    with parts.store.read() as reader:
+        ended = reader.ended((cond["job_id"], canonical(cond["args"])))
+    if ended & frozenset(map(State, cond.get("states", (State.SUCCESS,)))):
+        return {"holds": True}
+    name = instance(cond["job_id"], cond["args"])
+    found = ", ".join(sorted(ended))
+    said = f"{name} is {found}" if found else f"no run of {name} has ended yet"
+    return {"reason": said, "runs": _ended(parts, cond)}
 
 
 def _ended(parts: Parts, cond: Json) -> list[dict[str, str]]:

@@ -12,6 +12,7 @@ const TABS = [
   { href: "/runs", name: "Runs", key: "r" },
   { href: "/jobs", name: "Jobs", key: "j" },
   { href: "/agents", name: "Agents", key: "a" },
+  { href: "/server", name: "Server", key: "s" },
 ];
 
 const VIEWS = [
@@ -21,6 +22,7 @@ const VIEWS = [
   { path: /^\/jobs(?:\/(.*))?$/, load: () => import("./views/jobs.js"), tab: "/jobs" },
   { path: /^\/job\/(.+)$/, load: () => import("./views/job.js"), tab: "/jobs" },
   { path: /^\/agents\/?$/, load: () => import("./views/agents.js"), tab: "/agents" },
+  { path: /^\/server\/?$/, load: () => import("./views/server.js"), tab: "/server" },
 ];
 
 function startTabs() {
