@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import queue
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +21,7 @@ from typing import Any
 
 import msgpack
 import pytest
-from agent_peer import STDERR, STDOUT, TIMEOUT, Agent, Link, Peer
+from agent_peer import ROOT, STDERR, STDOUT, TIMEOUT, Agent, Link, Peer
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
@@ -540,19 +542,45 @@ def test_idle_exit_ends_an_agent_without_server_and_records(agents: Agents) -> N
 def test_modes_and_mistakes_have_their_exit_codes(agents: Agents, tmp_path: Path) -> None:
     specs = tmp_path / "specs.json"
     specs.write_text('{"specs": {"p": {"argv": []}}}')
+    deep = tmp_path / "deep.json"
+    deep.write_text('{"specs": ' + "[" * 200_000)
+    busy = socket.create_server(("127.0.0.1", 0))
     for args, status in [
         ([], 65),
         (["--agent"], 2),
         (["--no-such-option"], 2),
         (["--help"], 0),
         (["--exit", str(tmp_path / "missing")], 2),
+        (["--exit", str(deep)], 2),
         (["--exit", str(specs)], 65),
+        (["--serve", "--serve-port", str(busy.getsockname()[1]), str(specs)], 2),
         (["--exit", "--output", "/no/such/file"], 72),
         (["--agent", "--agent-host", "127.0.0.1", "--agent-port", "1", "--connect-count-max", "1"], 1),
         (["--wait"], 0),
         (["--exit", "--agent", "--agent-host", "127.0.0.1"], 0),
     ]:
         assert agents(*args).end()[0] == status, args
+    busy.close()
+
+
+def test_a_failure_of_its_own_has_an_exit_code_too(tmp_path: Path) -> None:
+    code = (
+        "import apsislib.agent.program as program\n"
+        "def fail(): raise RuntimeError('a bug')\n"
+        "program.cgroups.find = fail\n"
+        "raise SystemExit(program.main(['--wait']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 101 and "RuntimeError: a bug" in done.stderr
+
+
+def test_an_agent_needs_no_standard_descriptors_and_gives_programs_some(tmp_path: Path) -> None:
+    specs, results = tmp_path / "specs.json", tmp_path / "results.json"
+    argv = ["/bin/sh", "-c", "cat; echo there; echo there >&2"]
+    specs.write_text(json.dumps({"specs": {"p": {"argv": argv}}}))
+    script = f"exec {sys.executable} -m apsislib.agent --output {results} --print {specs} <&- >&- 2>&-"
+    subprocess.run(["/bin/sh", "-c", script], cwd=ROOT, check=True, timeout=60)
+    assert json.loads(results.read_text())["p"]["status"]["exit_code"] == 0
 
 
 def test_programs_of_an_input_file_are_run_and_their_results_printed(agents: Agents, tmp_path: Path) -> None:

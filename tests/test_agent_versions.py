@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import ssl
@@ -277,3 +278,32 @@ def test_our_agent_finds_certificate_and_token_in_its_environment(server: Server
     finally:
         agent.process.kill()
         print(agent.end()[2])
+
+
+def test_an_agent_that_comes_back_without_its_programs_ends_their_runs_at_once(server: Server) -> None:
+    """A process of its own may go on; its output is lost, and nobody looks after it any more."""
+    _, port = address(server)
+    env = {
+        "PROCSTAR_AGENT_CERT": str(server.directory / "tls" / "server.pem"),
+        "PROCSTAR_AGENT_TOKEN": "s3cret",
+    }
+    argv = ("--agent", "--agent-host", "localhost", "--agent-port", str(port), "--group-id", "back")
+    first = Agent(*argv, "--conn-id", "same", plain=False, env=env)
+    run_id = server.schedule({"job_id": "stopped", "args": {"group": "back"}})
+    server.until(run_id, "running")
+    pid = server.run(run_id)["meta"]["program"]["proc_stat"]["pid"]
+    try:
+        first.process.kill()
+        first.end()
+        second = Agent(*argv, "--conn-id", "same", plain=False, env=env)
+        try:
+            assert server.until(run_id, *ENDS)["state"] == "error"
+            message = server.messages(run_id)[-1]
+            assert "no longer has the process: the agent was restarted, or the record deleted" in message
+            # And it takes work.
+            after = server.schedule({"job_id": "echo", "args": {"group": "back"}})
+            assert server.until(after, *ENDS)["state"] == "success"
+        finally:
+            second.kill()
+    finally:
+        os.kill(pid, signal.SIGKILL)

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parse(argv, environment())
     except SystemExit as error:
         return USAGE if error.code else OK
-    lines = Lines(sys.stderr.fileno())
+    _open_standard()
+    lines = Lines(2)
     form = "%(asctime)s %(levelname)s %(message)s"
     logging.basicConfig(level=options.log_level, handlers=[lines], format=form, force=True)
     if not (options.exit or options.wait or options.serve or options.agent):
@@ -60,20 +61,27 @@ def _run(options: Options) -> int:
     if options.input is not None:
         try:
             specs = _read_input(options.input)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             log.error("cannot read %s: %s", options.input, error)
             return USAGE
     loop = Loop(WallClock())
     procs = Procs(loop, dict(os.environb), options.restrict_exe, _raise_nofile(), cgroups.find())
     shutdown = Shutdown(loop, procs)
     procs.handled = loop.on_signals(shutdown.signals() | {signal.SIGCHLD: procs.reap})
+    # Before any program is started: nobody would look after it if this failed.
+    serve = None
+    if options.serve:
+        try:
+            serve = Serve(loop, procs, shutdown, options.serve_port)
+        except OSError as error:
+            log.error("cannot serve on 127.0.0.1:%d: %s", options.serve_port, os.strerror(error.errno or 0))
+            return USAGE
     try:
         procs.start(parse_specs(specs), shutdown.state)
     except BadRequest as error:
         log.error("cannot start %s: %s", options.input, error)
         return NOTHING_TO_DO
     service = Service(loop, procs, shutdown, options) if options.agent else None
-    serve = Serve(loop, procs, shutdown, options.serve_port) if options.serve else None
     _arrange_end(options, shutdown)
     gc.collect()
     gc.freeze()  # what exists now stays for good: a child need not copy its pages
@@ -116,8 +124,8 @@ def _write_results(options: Options, results: dict[str, Any]) -> int:
     text = json.dumps(results, indent=2) + "\n"
     try:
         if options.print:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            with open(1, "w", encoding="utf-8", closefd=False) as stdout:
+                stdout.write(text)
         if options.output:
             with open(options.output, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -125,6 +133,13 @@ def _write_results(options: Options, results: dict[str, Any]) -> int:
         log.error("cannot write results: %s", error)
         return NO_OUTPUT
     return OK
+
+
+def _open_standard() -> None:
+    """Have something at 0, 1 and 2: where a caller closed them, other files of ours would sit there."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def _raise_nofile() -> tuple[int, int]:
