@@ -158,10 +158,11 @@ class AgentServer:
             for port in self._ports:
                 context = _tls(port)
 
-                def serve(connection: Connection, token: str = port.token) -> None:
-                    self._serve(connection, token)
+                def serve(connection: Connection, port: Port = port, at: int = len(self._listeners)) -> None:
+                    self._serve(connection, port.token, self._listeners[at][1].settle)
 
-                listener = Listener((port.host, port.port), serve, clock=self._clock, ssl_context=context)
+                address = (port.host, port.port)
+                listener = Listener(address, serve, clock=self._clock, ssl_context=context, settle_late=True)
                 self._listeners.append((port, listener))
         except BaseException:
             for _, listener in self._listeners:
@@ -428,11 +429,12 @@ class AgentServer:
 
     # -- a connection (its thread) -------------------------------------------------------------------
 
-    def _serve(self, connection: Connection, token: str) -> None:
+    def _serve(self, connection: Connection, token: str, settle: Callable[[], None]) -> None:
         register, problem = self._await_register(connection)
         if register is not None:
             problem = _refusal(register, token)
             if problem is None:
+                settle()
                 problem = self._run_link(register, connection)
         if problem is not None:
             log.warning("agent at %s refused: %s", connection.peer[0], problem)

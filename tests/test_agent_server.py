@@ -221,6 +221,19 @@ def test_an_agent_that_says_nothing_after_connecting_delays_no_other(serve):
         agent.close()
 
 
+def test_who_does_not_register_cannot_keep_agents_out(serve, monkeypatch):
+    monkeypatch.setitem(agent_server.Listener.__init__.__kwdefaults__, "max_connections", 4)
+    server = serve(Port("127.0.0.1", 0, token="t"))
+    good = RawAgent(server.address, "good", access_token="t")
+    idlers = [RawAgent(server.address, register=False) for _ in range(6)]
+    late = RawAgent(server.address, "late", access_token="t")
+    assert idlers[0].closed() == 1006
+    assert set(server.connections()) == {"good", "late"}
+    for agent in (good, late):
+        agent.ws.ping().wait(TIMEOUT)
+    assert all(c["info"]["stats"]["connected"] for c in server.connections().values())
+
+
 def test_nothing_precedes_registered_and_nothing_but_messages_and_pings_follows(serve):
     server = serve(ping=0.02)
     agent = RawAgent(server.address, register=False)

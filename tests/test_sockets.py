@@ -1060,6 +1060,8 @@ def test_100_connections_are_served_at_once(start):
 def test_above_the_bound_connections_are_refused_until_one_ends(start):
     server = start(max_connections=2)
     raws = [Raw(server.address) for _ in range(2)]
+    for _ in raws:
+        server.connection()
     refused = Raw(server.address, None)
     assert refused.rest() == b""
     raws[0].close()
@@ -1072,6 +1074,26 @@ def test_above_the_bound_connections_are_refused_until_one_ends(start):
     assert raws[-1].head.startswith(b"HTTP/1.1 101")
     for raw in (*raws, refused):
         raw.close()
+
+
+def test_above_the_bound_who_says_nothing_makes_room(start):
+    server = start(max_connections=3)
+    settled = Raw(server.address)
+    server.connection()
+    silent = [Raw(server.address, None) for _ in range(2)]
+    for count in range(1, 4):
+        raw = Raw(server.address)
+        server.connection()
+        if count < 3:
+            assert raw.head.startswith(b"HTTP/1.1 101")
+            assert silent[count - 1].rest() == b""  # the older one first
+            raw.close()
+            assert isinstance(server.event(), Closed)
+            silent.append(Raw(server.address, None))
+    settled.sock.sendall(frame(2, b"still here"))
+    assert settled.frame()[1] == b"still here"
+    for each in (settled, raw, *silent):
+        each.close()
 
 
 def test_stop_says_goodbye_and_frees_the_port():

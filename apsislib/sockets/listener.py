@@ -91,6 +91,10 @@ class Listener:
     and costs nobody else. With `ssl_context` nothing but TLS is spoken. `address` is host and port; host
     "" or "*" means every address of the machine, port 0 any free one. The constructor binds, and
     raises OSError naming the address; start() begins to accept.
+
+    Above `max_connections` one that is new takes the place of the oldest that is not settled, or is refused
+    where all are. Settled is who has shaken hands, or with `settle_late` who was let in by settle(): so
+    nobody can shut others out by connecting again and again and saying nothing.
     """
 
     def __init__(
@@ -105,7 +109,9 @@ class Listener:
         handshake_timeout: float = HANDSHAKE_TIMEOUT,
         assemble: int | None = None,
         limit_bytes: int = MAX_PENDING,
+        settle_late: bool = False,
     ) -> None:
+        self._settle_late = settle_late
         self._serve = serve
         self._clock = clock or WallClock()
         self.ssl_context = ssl_context  # of connections to come; may be replaced at any time
@@ -119,8 +125,9 @@ class Listener:
         self._stopping = threading.Event()
         self._warned: dict[str, float] = {}  # what was logged, and when; accept thread only
         self._count = 0  # of connections so far; accept thread only
-        self._lock = threading.Lock()  # protects the two below; leaf
+        self._lock = threading.Lock()  # protects the three below; leaf
         self._threads: dict[threading.Thread, socket.socket] = {}
+        self._unsettled: dict[threading.Thread, None] = {}  # oldest first
         self._connections: dict[threading.Thread, Connection] = {}
         self._thread = threading.Thread(target=self._accept, name=f"{name}-accept")
 
@@ -229,10 +236,17 @@ class Listener:
         )
         with self._lock:
             full = len(self._threads) >= self._max
-            if not full:
+            oldest = next(iter(self._unsettled), None) if full else None
+            if oldest is not None:
+                self._unsettled.pop(oldest)
+                _end(self._threads[oldest])
+            if not full or oldest is not None:
                 self._threads[thread] = sock
+                self._unsettled[thread] = None
         if full:
-            self._warn("full", "more than %s connections, refusing %s", self._max, address[0])
+            does = "refusing %s" if oldest is None else "dropping the oldest that says nothing, for %s"
+            self._warn("full", f"more than %s connections: {does}", self._max, address[0])
+        if full and oldest is None:
             self._server.shutdown_request(sock)
             return
         try:
@@ -244,6 +258,11 @@ class Listener:
 
     # ---- a connection's thread -----------------------------------------------------------------
 
+    def settle(self) -> None:
+        """(its own thread only) This connection is to stay, however many there are."""
+        with self._lock:
+            self._unsettled.pop(threading.current_thread(), None)
+
     def _handle(self, sock: socket.socket, address: tuple[Any, ...]) -> None:
         """Ends when `serve` does."""
         me = threading.current_thread()
@@ -253,6 +272,8 @@ class Listener:
                 return
             with self._lock:
                 self._connections[me] = connection
+            if not self._settle_late:
+                self.settle()
             try:
                 if not self._stopping.is_set():
                     self._serve(connection)
@@ -300,6 +321,7 @@ class Listener:
     def _forget(self, thread: threading.Thread) -> None:
         with self._lock:
             self._threads.pop(thread, None)
+            self._unsettled.pop(thread, None)
             self._connections.pop(thread, None)
 
 
