@@ -152,7 +152,7 @@ class BoundMaxRunning(_About):
             "type": "apsis.cond.max_running.BoundMaxRunning",
             "count": self.count,
             "job_id": self.job_id,
-            "args": dict(self.args),
+            "args": self.args,
             "str": f"fewer than {self.count} runs of {instance(self.job_id, self.args)} running",
         }
 
@@ -187,7 +187,7 @@ class BoundSkipDuplicate(_About):
             "type": "apsis.cond.skip_duplicate.BoundSkipDuplicate",
             "check_states": _listed(self.check_states),
             "target_state": self.target.value,
-            "instance": [self.job_id, dict(self.args)],
+            "instance": [self.job_id, self.args],
             "run_id": self.run_id,
             "str": _skip_text(self.target, self.check_states),
         }
@@ -512,7 +512,7 @@ def _states(value: Any, key: str) -> frozenset[State]:
 def _dependency_json(
     job_id: str, args: Args, states: frozenset[State], exist: frozenset[State] | None
 ) -> dict[str, Any]:
-    json: dict[str, Any] = {"type": "dependency", "job_id": job_id, "args": dict(args)}
+    json: dict[str, Any] = {"type": "dependency", "job_id": job_id, "args": args}
     text = f"dependency {instance(job_id, args)} is {_among(states)}"
     if states != _SUCCESS:
         json["states"] = _listed(states)

@@ -18,6 +18,10 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
+# Names of their own, for where it counts: an attribute of an Enum class takes as long as a call.
+SCHEDULED, WAITING, STARTING = State.SCHEDULED, State.WAITING, State.STARTING
+RUNNING, ERROR = State.RUNNING, State.ERROR
+
 FINISHED = frozenset({State.SUCCESS, State.FAILURE, State.ERROR, State.SKIPPED})
 
 # In flight: between the schedule and the end.

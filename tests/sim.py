@@ -152,12 +152,12 @@ class Sim:
 
     def settle(self) -> tuple[float | None, float | None]:
         """Do everything that is due at this instant; when more will be."""
-        kernel, clock = self.kernel, self.clock
+        kernel, now, up = self.kernel, self.clock.wall(), self.clock.boot()
         while True:
-            kernel.tick(clock.wall(), clock.boot())
+            kernel.tick(now, up)
             self.commit()
             wall, boot = kernel.next_wake()
-            if (wall is None or wall > clock.wall()) and (boot is None or boot > clock.boot()):
+            if (wall is None or wall > now) and (boot is None or boot > up):
                 return wall, boot
 
     def commit(self) -> None:
@@ -214,14 +214,18 @@ class Sim:
             for occurrence, args, identity in bind.occurrences
         ]
         notes = [occurrence.note for occurrence, _, _ in bind.occurrences]
-        self.kernel.expect(bind.token, runs, notes, self.clock.wall(), self.clock.boot())
+        self.kernel.expect(bind.token, runs, notes)
 
     def _do_lookup(self, lookup: Lookup) -> None:
         self.kernel.outcome(lookup.key, self.ended[lookup.key])
 
     def _do_launch(self, launch: Launch) -> None:
-        self.launched.append((launch.run.run_id, self.clock.wall()))
-        (self.on_launch or self._launch)(launch.run)
+        run, wall = launch.run, self.clock.wall()
+        self.launched.append((run.run_id, wall))
+        if self.on_launch is not None:
+            self.on_launch(run)
+        else:
+            self._launch(run, wall, self.clock.boot())
 
     def _do_signal(self, signal: Signal) -> None:
         run_id, signum = signal.run.run_id, signal.signum
@@ -233,13 +237,11 @@ class Sim:
         ended = Finished(self.programs[wake.run.job_id].state)
         self.kernel.report(wake.run.run_id, ended, self.clock.wall(), self.clock.boot())
 
-    def _launch(self, run: Run) -> None:
-        program = self.programs[run.job_id]
-        wall, boot = self.clock.wall(), self.clock.boot()
-        wake = program.seconds if program.seconds else None
-        self.kernel.report(run.run_id, Running({"conn_id": "c"}, wake=wake), wall, boot)
+    def _launch(self, run: Run, wall: float, boot: float) -> None:
+        program, report = self.programs[run.job_id], self.kernel.report
+        report(run.run_id, Running({"conn_id": "c"}, wake=program.seconds or None), wall, boot)
         if program.seconds == 0:
-            self.kernel.report(run.run_id, Finished(program.state), wall, boot)
+            report(run.run_id, Finished(program.state), wall, boot)
 
     def _do_action(self, owe: Owe) -> None:
         job = self.jobs[owe.action["job_id"]]

@@ -200,7 +200,7 @@ class Acting:
             runs.append(run)
         with self._guard.hold() as kernel:
             notes = [o.note for o, _, _ in effect.occurrences]
-            kernel.expect(effect.token, runs, notes, self._clock.wall(), self._clock.boot())
+            kernel.expect(effect.token, runs, notes)
             self._guard.wake_timer_locked()
 
     def _check(self, check: Check) -> None:

@@ -27,16 +27,18 @@ from collections.abc import Collection, Iterable, Sequence
 from apsislib.conditions import OCCUPYING, Verdict
 from apsislib.errors import RunError
 from apsislib.operations import refusal
-from apsislib.runs import Alarm, Effect, Forget, Job, Json, Report, Run, Wake
+from apsislib.runs import Alarm, Effect, Forget, Job, Json, Run, Wake
 from apsislib.scheduler import lateness, restoring
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.executing import Executing, given_up
 from apsislib.scheduler.gaps import Gaps
 from apsislib.scheduler.ledger import Ledger, Settings
 from apsislib.scheduler.waiting import Waiting
-from apsislib.states import FINISHED, State
+from apsislib.states import FINISHED, SCHEDULED, State
 
 __all__ = ["Scheduler", "Settings"]
+
+DUE, WAKE = Alarm.DUE, Alarm.WAKE
 
 
 class Scheduler:
@@ -55,7 +57,8 @@ class Scheduler:
         self.marks = 0  # there have been: who reads a run without the lock sees that one came between
         self.runs, self.expected, self.leaving = ledger.runs, ledger.expected, ledger.leaving
         self.live, self.occupied, self.ended = ledger.live, ledger.occupied, ledger.ended
-        self.planned = self._ahead.planned
+        self.planned, self.expect = self._ahead.planned, self._ahead.expect
+        self.report = self._executing.report
         self.evict, self.counts = ledger.evict, ledger.counts
         self.position, self.failures = self._ahead.position, self._ahead.cursors.take_failures
         self.outcome, self.waiting = self._waiting.outcome, self._waiting.rows
@@ -126,11 +129,14 @@ class Scheduler:
         if run is None:
             return
         state = run.state
-        match kind:
-            case Alarm.DUE if state is State.SCHEDULED:
+        if kind is DUE:  # these two first: no others come as often
+            if state is SCHEDULED:
                 self._due(run, wall, boot)
-            case Alarm.WAKE:
-                self._ledger.outbox.append(Wake(run))
+            return
+        if kind is WAKE:
+            self._ledger.outbox.append(Wake(run))
+            return
+        match kind:
             case Alarm.STOP if state is State.RUNNING:
                 self._executing.stop(run, wall, boot)
             case Alarm.WAITING if state is State.WAITING:
@@ -188,23 +194,11 @@ class Scheduler:
 
     # -- what hands answer -----------------------------------------------------------------------
 
-    def expect(
-        self, token: int, runs: Sequence[Run], notes: Sequence[str | None], wall: float, boot: float
-    ) -> None:
-        """The runs of a Bind effect, in state scheduled. A job that was changed meanwhile takes none."""
-        self._ahead.expect(token, runs, notes)
-
     def answer(
         self, run_id: str, index: int, verdict: Verdict, wall: float, boot: float, output: str | None = None
     ) -> None:
         """The answer to a Check. `output`: a traceback to store with the error that it makes."""
         self._waiting.answer(run_id, index, verdict, boot, output)
-
-    def report(self, run_id: str, report: Report, wall: float, boot: float) -> None:
-        """A program's word on its run. Ignored where the run has ended: its first end is its end."""
-        run = self.runs.get(run_id)
-        if run is not None and run.state not in FINISHED:
-            self._executing.report(run, report, wall, boot)
 
     def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
         """How a run that was given up really ended; `run` as stored, if it is not in memory any more."""

@@ -27,6 +27,7 @@ from apsislib.scheduler import lateness
 from apsislib.scheduler.cursors import Cursor, Cursors
 from apsislib.scheduler.ledger import Ledger
 
+DUE = Alarm.DUE
 CLOCK_STEP = 1.0  # s; the stored clock moves at least so far, unless runs are claimed
 
 
@@ -119,7 +120,7 @@ class Ahead:
         job_id = cursor.job.job_id
         if not runs or not self.cursors.goes_on(cursor):
             return
-        ledger = self._ledger
+        ledger, alarms = self._ledger, self._ledger.alarms
         expected = ledger.expected.setdefault(job_id, {})
         for run, note in zip(runs, notes, strict=True):
             run_id = run.run_id
@@ -128,8 +129,9 @@ class Ahead:
                 self._notes[run_id] = note
             expected[run_id] = run
             ledger.enter(run)
-            ledger.alarms.arm(run_id, Alarm.DUE, run.times["schedule"])
-            lateness.watch(ledger.alarms, run)
+            alarms.arm(run_id, DUE, run.times["schedule"])
+            if "expect" in run.meta:
+                lateness.watch(alarms, run)
             ledger.outbox.append(Expect(run))
             ledger.touch(run, None)
 

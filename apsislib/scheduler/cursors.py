@@ -100,11 +100,15 @@ class Cursors:
         end = now + self._horizon
         room = min(limit, self._limit - cursor.expected)
         occurrence = cursor.next
-        while occurrence is not None and occurrence.time <= end and len(taken) < room:
-            args = _cut(occurrence.args, job.params) if job.params else _NONE
-            taken.append((occurrence, args, _identity(equals, args, occurrence.time)))
-            self._advance(cursor)
-            occurrence = cursor.next
+        try:
+            while occurrence is not None and occurrence.time <= end and len(taken) < room:
+                args = _cut(occurrence.args, job.params) if job.params else _NONE
+                taken.append((occurrence, args, _identity(equals, args, occurrence.time)))
+                occurrence = next(cursor.rest, None)
+        except Exception as error:  # of a user's class, which may raise anything: it ends there
+            occurrence = None
+            self._failed(job, error)
+        cursor.next = occurrence
         cursor.expected += len(taken)
         self._queue(cursor)
         return cursor, taken
@@ -121,15 +125,17 @@ class Cursors:
             if equals.counts and next(iter(equals.counts))[1] < instant:
                 equals.counts = {k: n for k, n in equals.counts.items() if k[1] >= instant}
 
-    def _advance(self, cursor: Cursor, start: float | None = None) -> None:
+    def _advance(self, cursor: Cursor, start: float) -> None:
         try:
-            if start is not None:
-                cursor.rest = cursor.schedule.after(start)
+            cursor.rest = cursor.schedule.after(start)
             cursor.next = next(cursor.rest, None)
-        except Exception as error:  # of a user's class, which may raise anything: it ends there
+        except Exception as error:  # as above
             cursor.next = None
-            text = f"{type(error).__name__}: {error}"
-            self._failures.append(f"a schedule of job {cursor.job.job_id} ends, as it failed: {text}")
+            self._failed(cursor.job, error)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        text = f"{type(error).__name__}: {error}"
+        self._failures.append(f"a schedule of job {job.job_id} ends, as it failed: {text}")
 
     def take_failures(self) -> list[str]:
         """What went wrong in schedules since the last call, for the log."""

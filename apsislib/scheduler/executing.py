@@ -28,7 +28,7 @@ from apsislib.runs import (
 from apsislib.scheduler import lateness
 from apsislib.scheduler.gaps import BUSY, Gaps
 from apsislib.scheduler.ledger import Ledger, keep
-from apsislib.states import FINISHED, State
+from apsislib.states import ERROR, FINISHED, RUNNING, STARTING, State
 
 SIGKILL = 9
 
@@ -42,20 +42,23 @@ class Executing:
     def begin(self, run: Run, wall: float, boot: float) -> None:
         """Nothing is in the way: have its program started."""
         ledger = self._ledger
-        run = ledger.move(run, State.STARTING, wall)
+        run = ledger.move(run, STARTING, wall)
         if run.limits.start_timeout is not None:
             run = ledger.arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
         ledger.outbox.append(Launch(run))
 
     # -- what programs report ------------------------------------------------------------------------
 
-    def report(self, run: Run, report: Report, wall: float, boot: float) -> None:
-        """A program's word on its run, which has not ended."""
-        ledger, alarms, run_id = self._ledger, self._alarms, run.run_id
+    def report(self, run_id: str, report: Report, wall: float, boot: float) -> None:
+        """A program's word on its run. Ignored where the run has ended: its first end is its end."""
+        run = self._ledger.runs.get(run_id)
+        if run is None or run.state in FINISHED:
+            return
+        ledger, alarms = self._ledger, self._alarms
         match report:
             case Finished():
                 self._finish(run, report, wall)
-            case Running() if run.state is State.STARTING:
+            case Running() if run.state is STARTING:
                 self._run(run, report, wall, boot)
             case Running(wake=wake) if wake is not None:  # reconnected after a restart
                 alarms.arm(run_id, Alarm.WAKE, boot + wake)
@@ -99,11 +102,12 @@ class Executing:
         asked = run.run_state and run.run_state.get("stop_asked")
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
         run_state = keep(run, report.run_state or run.run_state)
-        run = ledger.move(run, State.RUNNING, wall, meta=meta, run_state=run_state)
+        run = ledger.move(run, RUNNING, wall, meta=meta, run_state=run_state)
         alarms.disarm(run_id, Alarm.START, Alarm.RECONNECT)
         if run.limits.timeout is not None:
             run = ledger.arm(run, Alarm.TIMEOUT, run.limits.timeout, wall, boot)
-        lateness.watch_long(alarms, run, boot)
+        if "expect" in run.meta:
+            lateness.watch_long(alarms, run, boot)
         if report.wake is not None:
             alarms.arm(run_id, Alarm.WAKE, boot + report.wake)
         stop = run.times.get("stop")
@@ -123,8 +127,8 @@ class Executing:
 
     def _finish(self, run: Run, report: Finished, wall: float) -> None:
         state = report.state
-        if run.state is State.STARTING and state is not State.ERROR:
-            state = State.ERROR  # it never ran
+        if run.state is STARTING and state is not ERROR:
+            state = ERROR  # it never ran
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
         if report.output is not None:
             self._ledger.outbox.append(Output(run.run_id, report.output))

@@ -16,7 +16,7 @@ from apsislib.errors import RunError
 from apsislib.runs import Alarm, Effect, Json, Note, Output, Owe, Run, Save
 from apsislib.scheduler.alarms import Alarms
 from apsislib.scheduler.waits import Outcomes, Waits
-from apsislib.states import ACTIVE, FINISHED, TRANSITIONS, State
+from apsislib.states import ACTIVE, FINISHED, TRANSITIONS, WAITING, State
 
 OWN = ("timers", "timed_out", "signals", "stop_asked")  # what the kernel itself keeps in a run_state
 
@@ -101,7 +101,7 @@ class Ledger:
             meta = run.meta
         if state in FINISHED:
             self.alarms.forget(run_id)
-            if old is State.WAITING:
+            if old is WAITING:
                 self.waits.leave(run_id)
             if "running" in times and old not in FINISHED:
                 meta = {**meta, "elapsed": round(max(0.0, wall - times["running"]), 6)}
@@ -109,7 +109,7 @@ class Ledger:
         else:
             if run_state is None:
                 run_state = run.run_state
-            if old is State.WAITING:
+            if old is WAITING:
                 self.alarms.disarm(run_id, Alarm.WAITING)
                 self.waits.leave(run_id)
         name = state._value_
@@ -121,6 +121,7 @@ class Ledger:
             run_state=run_state,
             rev=run.rev + 1,
             expected=False,
+            judged=None,  # who waits has them
         )
         self.runs[run_id] = run
         self.outbox += (Save(run), Note(run_id, wall, message or name))
