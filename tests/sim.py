@@ -162,7 +162,7 @@ class Sim:
 
     def commit(self) -> None:
         """The writer and, after it, the hands: until nothing more follows."""
-        kernel, rows, log = self.kernel, self.rows, self.log
+        kernel, rows, log, acts = self.kernel, self.rows, self.log, self._acts
         while effects := kernel.outbox:
             kernel.outbox = []
             if self.keep_effects:
@@ -181,14 +181,14 @@ class Sim:
                         self.ended[run.key].add(run.state)
                         ended.append(run)
                 else:
-                    rest.append(effect)
                     if kind in self._writes:
                         self._writes[kind](effect)
+                    if kind in acts:
+                        rest.append(effect)
             for effect in rest:
-                act = self._acts.get(type(effect))
-                if act is not None:
-                    act(effect)
-            kernel.evict(ended)
+                acts[type(effect)](effect)
+            if ended:
+                kernel.evict(ended)
 
     def _write_clock(self, clock: SetClock) -> None:
         assert clock.time >= self.stored_clock, "the stored clock went back"

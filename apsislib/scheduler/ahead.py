@@ -39,6 +39,7 @@ class Ahead:
         self._ledger = ledger
         self._cursor_of: dict[str, Cursor] = {}
         self._claimed = {identity: occurrence_time(identity) for identity in claimed}
+        self._last_claimed = max(self._claimed.values(), default=float("-inf"))  # nothing is claimed after
         # By token, what is being bound: the earliest instant, of which schedule, and all of it.
         self._binding: dict[int, tuple[float, Cursor, Sequence[Taken]]] = {}
         self._token = 0
@@ -87,9 +88,11 @@ class Ahead:
         return count
 
     def _bind(self, cursor: Cursor, taken: Sequence[Taken]) -> None:
-        fresh = [t for t in taken if t[2] not in self._claimed] if self._claimed else taken
-        for _ in range(len(taken) - len(fresh)):
-            self.cursors.left(cursor)
+        fresh = taken
+        if taken and taken[0][0].time <= self._last_claimed:
+            fresh = [t for t in taken if t[2] not in self._claimed]
+            for _ in range(len(taken) - len(fresh)):
+                self.cursors.left(cursor)
         if fresh:
             self._token += 1
             self._binding[self._token] = fresh[0][0].time, cursor, fresh
@@ -121,6 +124,7 @@ class Ahead:
         if not runs or not self.cursors.goes_on(cursor):
             return
         ledger, alarms = self._ledger, self._ledger.alarms
+        outbox, filed = ledger.outbox, ledger.waits.filed
         expected = ledger.expected.setdefault(job_id, {})
         for run, note in zip(runs, notes, strict=True):
             run_id = run.run_id
@@ -132,8 +136,9 @@ class Ahead:
             alarms.arm(run_id, DUE, run.times["schedule"])
             if "expect" in run.meta:
                 lateness.watch(alarms, run)
-            ledger.outbox.append(Expect(run))
-            ledger.touch(run, None)
+            outbox.append(Expect(run))
+            if run.key in filed:
+                ledger.touch(run, None)
 
     def planned(self, key: RunKey) -> bool:
         """A schedule will make such a run, beyond those that it has made."""
@@ -156,6 +161,8 @@ class Ahead:
         self._unexpect(run)
         if run.occurrence is not None and schedule >= self.clock:
             self._claimed[run.occurrence] = schedule
+            if schedule > self._last_claimed:
+                self._last_claimed = schedule
         self.note_schedule(run)
         if run.actions or ledger.settings.actions:
             ledger.owe(run.but(expected=False))
