@@ -69,7 +69,13 @@ def build(sim: Sim) -> dict[str, int]:
                 conditions=waits,
                 program=SimProgram(60),
             )
-        for n in range(8):  # ... business hours on weekdays ...
+        for n in range(4):  # ... twice on weekdays, with something that follows ...
+            twice = schedule(type="daily", daytime=["08:45:00", "17:15:00"], tz=zone, calendar="Mon-Fri")
+            count = sum(len(local_times(zone, clock, weekday)) for clock in (time(8, 45), time(17, 15)))
+            mails = (ScheduleAction(f"{zone}/mail", {}, frozenset({State.SUCCESS})),) if n == 0 else ()
+            add(f"{zone}/close{n}", count, twice, params=("daytime",), actions=mails)
+        add(f"{zone}/mail", counts[f"{zone}/close0"])
+        for n in range(4):  # ... business hours on weekdays ...
             every = schedule(
                 type="daily-interval",
                 start="09:00:00",
@@ -79,17 +85,15 @@ def build(sim: Sim) -> dict[str, int]:
                 calendar="Mon-Fri",
             )
             count = sum(len(local_times(zone, time(9 + 2 * i), weekday)) for i in range(4))
-            mails = (ScheduleAction(f"{zone}/mail", {}, frozenset({State.SUCCESS})),) if n == 0 else ()
-            add(f"{zone}/desk{n}", count, every, params=("time",), actions=mails)
-        add(f"{zone}/mail", counts[f"{zone}/desk0"])
+            add(f"{zone}/desk{n}", count, every, params=("time",))
         for n in range(5):  # ... crontab entries ...
             entry = schedule(type="cron", cron=f"{n} 6,18 * * mon-fri", tz=zone)
             count = sum(len(local_times(zone, time(hour, n), weekday)) for hour in (6, 18))
             add(f"{zone}/cron{n}", count, entry)
-        for n in range(5):  # ... and what runs every eight hours, unless it still runs.
-            shift = schedule(type="interval", interval=8 * 3600, phase=60 * n)
+        for n in range(5):  # ... and what runs every twelve hours, unless it still runs.
+            shift = schedule(type="interval", interval=12 * 3600, phase=60 * n)
             duplicate = (SkipDuplicate(),)
-            add(f"{zone}/shift{n}", 365 * 3, shift, conditions=duplicate, program=SimProgram(60))
+            add(f"{zone}/shift{n}", 365 * 2, shift, conditions=duplicate, program=SimProgram(60))
         add(f"{zone}/manual", 0)
     return counts
 

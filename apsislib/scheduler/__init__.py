@@ -23,6 +23,7 @@ and the Scheduler below is the door to them: the rest of the server sees nothing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
 
 from apsislib.conditions import OCCUPYING, Verdict
 from apsislib.errors import RunError
@@ -86,18 +87,20 @@ class Scheduler:
             self._braked_since = None
         if brake:
             self._braked_since = wall if self._braked_since is None else self._braked_since
-            while limit > 0 and (due := alarms.pop(float("-inf"), boot)) is not None:
-                limit -= 1
-                self._ring(*due, wall, boot)
+            for run_id, kind, when in islice(alarms.due(float("-inf"), boot), limit):
+                self._ring(run_id, kind, when, wall, boot)
             return
         limit -= self._ahead.take(wall, limit)
-        while limit > 0 and (due := alarms.pop(wall, boot)) is not None:
-            limit -= 1
-            self._ring(*due, wall, boot)
+        if limit > 0:
+            for run_id, kind, when in alarms.due(wall, boot):
+                self._ring(run_id, kind, when, wall, boot)
+                limit -= 1
+                if limit <= 0:
+                    break
         waits = ledger.waits
-        while limit > 0 and not ledger.held and (run_id := waits.next_ready()) is not None:
+        while limit > 0 and not ledger.held and (ready := waits.next_ready()) is not None:
             limit -= 1
-            self._waiting.judge(run_id, wall, boot)
+            self._waiting.judge(ready, wall, boot)
         self._ahead.move_clock(wall)
 
     def next_wake(self) -> tuple[float | None, float | None]:

@@ -7,6 +7,7 @@ comes up, and a heap that is mostly stale is rebuilt.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
 from apsislib.runs import Alarm
@@ -59,8 +60,11 @@ class Alarms:
         found = self._armed.get(run_id, _NONE).get(kind)
         return None if found is None else found[0]
 
-    def pop(self, wall: float, boot: float) -> tuple[str, Alarm, float] | None:
-        """The next live alarm that is due, disarmed: (run ID, kind, when); None if none is."""
+    def due(self, wall: float, boot: float) -> Iterator[tuple[str, Alarm, float]]:
+        """The live alarms that are due, each disarmed when it comes: (run ID, kind, when).
+
+        Others may be armed and disarmed meanwhile.
+        """
         armed = self._armed
         for heap, now in ((self._wall, wall), (self._boot, boot)):
             while heap and heap[0][0] <= now:
@@ -72,9 +76,10 @@ class Alarms:
                         del mine[kind]
                     else:
                         del armed[run_id]
-                    return run_id, kind, when
-        self._tidy()
-        return None
+                    yield run_id, kind, when
+        # A run has one alarm as a rule, so that runs do for alarms here.
+        if len(self._wall) + len(self._boot) > 2 * len(armed) + 1000:
+            self._tidy()
 
     def next(self) -> tuple[float | None, float | None]:
         """The next live wall instant and boot instant."""
@@ -92,8 +97,6 @@ class Alarms:
         return None
 
     def _tidy(self) -> None:
-        # A run has one alarm as a rule, so that runs do for alarms here.
-        if len(self._wall) + len(self._boot) > 2 * len(self._armed) + 1000:
-            for heap in (self._wall, self._boot):
-                heap[:] = [e for e in heap if self._armed.get(e[2], _NONE).get(e[3]) is e]
-                heapify(heap)
+        for heap in (self._wall, self._boot):
+            heap[:] = [e for e in heap if self._armed.get(e[2], _NONE).get(e[3]) is e]
+            heapify(heap)
