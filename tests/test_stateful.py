@@ -299,6 +299,7 @@ class Machine(RuleBasedStateMachine):
         self.site = Site(self.model, random.Random(seed))
         self.began = self.furthest = self.site.clock.wall()
         self.braked = False
+        self.marked: set[str] = set()
         # From when to when (None: still) a job had a schedule, for certain.
         self.regimes: dict[str, list[tuple[float, float | None, tuple[Every, ...]]]] = {}
         for job_id in (*SCHEDULES, "pair", "dup", "both", "gate", "first", "follow", "never"):
@@ -470,6 +471,7 @@ class Machine(RuleBasedStateMachine):
         if ended:
             run_id = data.draw(st.sampled_from(ended[-20:]), label="run")
             self.model.forced.add(run_id)
+            self.marked.add(run_id)
             row = self.site.rows[run_id]
             self.guarded(lambda: self.site.kernel.mark(row, State(state), self.site.clock.wall()))
             self.model.forced.discard(run_id)
@@ -581,9 +583,9 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def no_program_runs_behind_the_back_of_its_run(self) -> None:
-        """But for one whose agent was given up."""
+        """But for one whose agent was given up, whatever it is marked as then."""
         for run_id, ended in self.site.procs.items():
-            state = self.model.states[run_id]
+            state = "error" if run_id in self.marked else self.model.states[run_id]
             assert ended is not None or state not in ENDED - {"error"}, f"{run_id} is {state}, and runs"
 
     @invariant()
