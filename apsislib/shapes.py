@@ -7,7 +7,7 @@ compact, ASCII only.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from apsislib import templates
@@ -73,8 +73,8 @@ def run_summary(run: Run) -> dict[str, Any]:
     return shape
 
 
-def run_record(run: Run) -> dict[str, Any]:
-    """All of a run."""
+def run_record(run: Run, reruns: Sequence[str] = ()) -> dict[str, Any]:
+    """All of a run. `reruns`: IDs of those that rerun it."""
     shape = run_summary(run)
     shape["conds"] = [dict(c) for c in run.conds]
     shape["actions"] = [dict(a) for a in run.actions]
@@ -82,6 +82,8 @@ def run_record(run: Run) -> dict[str, Any]:
     shape["program"] = None if run.program is None else dict(run.program)
     if run.rerun_of is not None:
         shape["rerun_of"] = run.rerun_of
+    if reruns:
+        shape["reruns"] = list(reruns)
     return shape
 
 

@@ -577,6 +577,10 @@ def test_a_rerun_answers_the_new_run(site: Installation) -> None:
     new = answer["runs"][answer["show_run_id"]]
     assert list(answer["runs"]) == [answer["show_run_id"]]
     assert new["args"] == old["args"] and new["rerun_of"] == old["run_id"]
+    assert "reruns" not in new
+    again = site.post(f"/api/v1/runs/{old['run_id']}/rerun", {}).json()["show_run_id"]
+    (first,) = site.get(f"/api/v1/runs/{old['run_id']}").json()["runs"].values()
+    assert first["reruns"] == [new["run_id"], again]
 
 
 # -- search ----------------------------------------------------------------------------------------

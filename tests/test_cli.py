@@ -495,7 +495,10 @@ def test_start_stop_and_signal(server: Server, fifo: Fifo) -> None:
     fifo.close()
     again = server.command("rerun", run_id)
     assert re.match(r"run r\d+ echo\(fifo=", again.stdout)
-    server.command("stop", again.stdout.split()[1])
+    new = again.stdout.split()[1]
+    assert f"rerun of {run_id}\n" in server.command("run", new).stdout
+    assert f"rerun as {new}\n" in server.command("run", run_id).stdout
+    server.command("stop", new)
 
 
 def test_rerun_for_machines(server: Server) -> None:

@@ -154,7 +154,10 @@ def find_run(parts: Parts, request: Request) -> Run:
 
 
 def one(parts: Parts, request: Request) -> Response:
-    return _runs(parts, [find_run(parts, request)])
+    run = find_run(parts, request)
+    with parts.store.read() as reader:
+        record = shapes.run_record(run, reader.reruns(run.run_id))
+    return ok({"when": format_time(parts.clock.wall()), "runs": {run.run_id: record}})
 
 
 def log(parts: Parts, request: Request) -> Response:

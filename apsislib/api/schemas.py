@@ -85,6 +85,7 @@ _RUN = {
     "meta": {"type": "object"},
     "program": maybe(ref("Typed")),
 }
+_RERUNS = array(ref("RunID")) | {"minItems": 1, "description": "what reruns it; where one run is asked for"}
 _OUTPUT = {"name": TEXT, "length": WHOLE, "content_type": TEXT}
 _LINE = {"timestamp": ref("Time"), "message": TEXT}
 
@@ -116,7 +117,7 @@ SCHEMAS: dict[str, Schema] = {
     "Args": _ARGS,
     "Typed": record({"type": TEXT, "enabled": {"type": ["boolean", "string"]}}, True, str=TEXT),
     "RunSummary": record(_SUMMARY_MORE, **_SUMMARY),
-    "Run": record(_SUMMARY_MORE | {"rerun_of": ref("RunID")}, **_SUMMARY, **_RUN),
+    "Run": record(_SUMMARY_MORE | {"rerun_of": ref("RunID"), "reruns": _RERUNS}, **_SUMMARY, **_RUN),
     "Runs": record(
         {"show_run_id": ref("RunID")},
         when=ref("Time"),

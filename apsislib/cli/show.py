@@ -124,6 +124,10 @@ def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:
         lines.append(plain(f"{program.get('type')}: {program.get('str', '')}"))
     lines += [plain(f"- {cond.get('str', cond.get('type'))}") for cond in run.get("conds") or ()] or ["none"]
     lines.append(state_line(run, now, terminal, utc))
+    if "rerun_of" in run:
+        lines.append(f"rerun of {run['rerun_of']}")
+    if "reruns" in run:
+        lines.append(f"rerun as {' '.join(run['reruns'])}")
     reasons = run.get("reasons", {})
     lines += [
         plain(f"{alarm}: {reasons[alarm]}" if alarm in reasons else alarm) for alarm in run.get("alarms", ())

@@ -75,8 +75,13 @@ def _index_alarms(db: Connection) -> None:
     db.execute("CREATE INDEX runs_alarms ON runs (alarms) WHERE alarms IS NOT NULL")
 
 
+def _index_reruns(db: Connection) -> None:
+    """Version 4: from a run to those that rerun it."""
+    db.execute("CREATE INDEX runs_rerun ON runs (rerun_of) WHERE rerun_of IS NOT NULL")
+
+
 # Step n makes version n out of version n - 1, in a transaction of its own. Steps are only ever added.
-MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _make_searchable, _index_alarms)
+MIGRATIONS: Sequence[Callable[[Connection], None]] = (_create, _make_searchable, _index_alarms, _index_reruns)
 
 
 def run_script(db: Connection, script: str) -> None:

@@ -260,6 +260,13 @@ class Reader:
         number: int = self._all(sql, (*values, -1 if limit is None else limit))[0][0]
         return number
 
+    def reruns(self, run_id: str) -> list[str]:
+        """IDs of the runs that rerun this one, by number; the latest thousand."""
+        sql = (
+            "SELECT number FROM runs INDEXED BY runs_rerun WHERE rerun_of = ? ORDER BY number DESC LIMIT 1000"
+        )
+        return [f"r{number}" for (number,) in reversed(self._all(sql, (run_id,)))]
+
     def active(self) -> list[Run]:
         """All unfinished runs, by number."""
         where, values = _where([_among("state", set(UNFINISHED), None)])
