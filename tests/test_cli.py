@@ -211,6 +211,26 @@ def test_what_is_no_span_is_said_with_a_remedy(text: str) -> None:
         times.read_span(text, NOW, True)
 
 
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("etl since:today", "etl since:2031-05-06T04:00:00+00:00"),
+        (
+            "!since:yesterday until:09:00:00",
+            "!since:2031-05-05T04:00:00+00:00 until:2031-05-06T13:00:00+00:00",
+        ),
+        ("since:2031-03-09", "since:2031-03-09T05:00:00+00:00"),
+        ('a="x since:today" b=since:today', 'a="x since:today" b=since:today'),
+        ("since:2h until:now since:2031-13-01 since:99:99:99 since:", None),
+        ("since:2031-05-06T07:08:09Z", None),
+    ],
+)
+def test_days_of_a_search_are_the_readers(new_york: None, query: str, expected: str | None) -> None:
+    assert times.as_instants(query, NOW, False) == (expected or query)
+    if expected and "today" in query:
+        assert times.as_instants("since:today", NOW, True) == "since:2031-05-06T00:00:00+00:00"
+
+
 def test_elapsed_grows_with_what_it_shows() -> None:
     shown = [times.show_elapsed(s) for s in (0.4, 12, 59.6, 3599, 3600, 86399.6, 180000)]
     assert shown == ["0:00", "0:12", "1:00", "59:59", "1:00:00", "1:00:00:00", "2:02:00:00"]

@@ -1,7 +1,7 @@
 """One operation on many runs: a list of them, or all that match a search.
 
     POST /api/v1/bulk    {"operation": "skip", "runs": ["r12", "r13"]}
-                         {"operation": "mark", "state": "success", "query": "etl state:error since:today"}
+                         {"operation": "mark", "state": "success", "query": "etl state:error since:1d"}
 
 `operation` is skip, start, stop, signal (with `signal`), mark (with `state`) or rerun. `query` is in the
 language of terms.py, and means the runs that match it now. With `"dry_run": true` nothing is done. The
@@ -57,7 +57,7 @@ def _runs(parts: Parts, body: Any) -> list[str]:
     if query is not None:
         # An empty one would mean every run there ever was.
         if not isinstance(query, str) or not query.strip():
-            raise BadRequest("query must be a search, such as: etl state:failure since:today")
+            raise BadRequest("query must be a search, such as: etl state:failure since:1d")
         return _matching(parts, parse(query, parts.clock.wall()))
     if not isinstance(given, list) or not all(isinstance(run_id, str) for run_id in given):
         raise BadRequest("runs must be a list of run IDs")

@@ -166,7 +166,7 @@ def add_commands(subparsers: Any, version: str) -> None:
         "A TERM is JOB (a part of the job ID), path:P (the job ID is P or below it), ARG=VAL (contains),"
         " ARG==VAL (is), ARG= (is given), state:S1,S2, label:L,"
         " alarm:A (late, missed, long), since:T, until:T, or any of them after ! for the contrary."
-        " T is a time, a date, or so long ago (2h).",
+        " T is a time, a day (2031-05-06, today: its beginning), a daytime of today, or so long ago (2h).",
     )
     add_words(command, "terms", "TERM", "*", "what runs must be like; without any, the newest")
     command.add_argument("-n", "--limit", metavar="N", type=_count, default=100, help="the newest N (100)")
@@ -174,7 +174,9 @@ def add_commands(subparsers: Any, version: str) -> None:
 
     command = add("upcoming", "show what schedules will do", "Computed for any span; nothing is made by it.")
     command.add_argument("job", metavar="JOB", nargs="?", help="job ID, or words of it (all jobs)")
-    command.add_argument("--since", metavar="T", default="now", help="a time or date (now)")
+    command.add_argument(
+        "--since", metavar="T", default="now", help="a time, a day, or a daytime of today (now)"
+    )
     command.add_argument("--until", metavar="T", default="1 day", help="so too, or a DURATION later (1 day)")
     command.add_argument("--skipped", action="store_true", help="also what is left out, and why")
     command.add_argument("-n", "--limit", metavar="N", type=_count, default=100, help="the first N (100)")

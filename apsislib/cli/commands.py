@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from apsislib.cli import address, completion, following, looking, show
 from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble
 from apsislib.cli.terminal import RED, Terminal, forgiving, plain
-from apsislib.cli.times import read_stop, read_time, show_time
+from apsislib.cli.times import as_instants, read_stop, read_time, show_time
 from apsislib.clock import WallClock
 from apsislib.runs import instance
 from apsislib.times import format_instant
@@ -115,10 +115,12 @@ def bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more:
     body = {"operation": verb, "dry_run": args.dry_run, **more}
     if args.matching is None:
         body |= {"runs": args.runs}
-    elif args.dry_run or args.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
-        body |= {"query": args.matching}
-    else:  # those that were shown, not what the search would find by now
-        body |= {"runs": _confirmed(args, client, body | {"query": args.matching, "dry_run": True})}
+    else:
+        query = as_instants(args.matching, WallClock().wall(), args.utc)
+        if args.dry_run or args.yes or not (sys.stdin.isatty() and sys.stderr.isatty()):
+            body |= {"query": query}
+        else:  # those that were shown, not what the search would find by now
+            body |= {"runs": _confirmed(args, client, body | {"query": query, "dry_run": True})}
     answer = client.post("v1", "bulk", body=body, patience=SLOW)
     if args.format:
         # Of a rerun, it is the new runs that are shown.

@@ -10,7 +10,7 @@ from typing import Any
 from apsislib.cli import show
 from apsislib.cli.client import ApiError, Client, Misuse
 from apsislib.cli.terminal import ARGS, JOB, RED, RUN, Cell, Column, Terminal, plain, table
-from apsislib.cli.times import read_span, show_time
+from apsislib.cli.times import as_instant, as_instants, read_span, show_time
 from apsislib.clock import WallClock
 from apsislib.states import State
 from apsislib.times import format_instant, parse_time
@@ -120,7 +120,7 @@ def runs(args: Namespace, client: Client, terminal: Terminal) -> int:
 
 
 def search(args: Namespace, client: Client, terminal: Terminal) -> int:
-    words = " ".join(quoted_term(word) for word in args.terms)
+    words = as_instants(" ".join(quoted_term(word) for word in args.terms), WallClock().wall(), args.utc)
     found: dict[str, Any] = {}
     before, now = None, ""
     while len(found) < args.limit:
@@ -151,10 +151,12 @@ def quoted_term(word: str) -> str:
 
 def upcoming(args: Namespace, client: Client, terminal: Terminal) -> int:
     path = ("v1", "upcoming") if args.job is None else ("v1", "jobs", args.job, "upcoming")
+    now = WallClock().wall()
+    since, until = (as_instant(text, now, args.utc) for text in (args.since, args.until))
     found: list[Any] = []
     cursor = None
     while len(found) < args.limit:
-        query = [("since", args.since), ("until", args.until), ("skipped", str(args.skipped))]
+        query = [("since", since), ("until", until), ("skipped", str(args.skipped))]
         query.append(("limit", str(min(args.limit - len(found), PAGE))))
         if cursor is not None:
             query.append(("cursor", cursor))

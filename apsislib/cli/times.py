@@ -98,6 +98,36 @@ def read_stop(text: str, start: float, utc: bool) -> str:
     return _meant("not a stop time: write 90m, 17:00:00 or 2031-05-06T07:08:09Z", read)
 
 
+_DAYS = {"yesterday": -1, "today": 0, "tomorrow": 1}
+_SINCE = re.compile(r"(?<!\S)(!?(?:since|until):)([^\s\"]+)")
+
+
+def as_instant(text: str, now: float, utc: bool) -> str:
+    """A day (its beginning) or a daytime of today, which are the reader's, as an instant; else as it is."""
+    today = at(now, utc).date()
+    try:
+        if text in _DAYS:
+            found = _on(today + timedelta(days=_DAYS[text]), 0, utc)
+        elif re.fullmatch(r"\d{4}-\d\d-\d\d", text):
+            found = _on(date.fromisoformat(text), 0, utc)
+        elif re.fullmatch(r"\d{1,2}:\d\d:\d\d", text):
+            found = _on(today, parse_daytime(text), utc)
+        else:
+            return text
+        return format_instant(found)
+    except (ValueError, OverflowError):  # the server says what is wrong with it
+        return text
+
+
+def as_instants(query: str, now: float, utc: bool) -> str:
+    """A search, with the days and daytimes of since: and until: as instants."""
+    parts = query.split('"')
+    parts[::2] = [
+        _SINCE.sub(lambda found: found[1] + as_instant(found[2], now, utc), part) for part in parts[::2]
+    ]
+    return '"'.join(parts)
+
+
 def read_span(text: str, now: float, utc: bool) -> tuple[float, float]:
     """From when (included) to when (excluded) SPAN lies. Raises Misuse.
 
