@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -30,10 +31,14 @@ program:
 JOBS = {
     "who": "program: {type: procstar-shell, command: 'id -un; pwd; grep NoNewPrivs: /proc/self/status'}\n",
     "slow": SLOW,
+    "leaves": "program: {type: procstar-shell, command: 'grep ^0: /proc/self/cgroup; sleep 600 & echo $!'}\n",
     "vacuum": "program: {type: vacuum}\n",
     "allowed": "program: {type: stats, path: /var/log/apsis/stats.json}\n",
     "forbidden": "program: {type: stats, path: /var/tmp/../../etc/apsis/stats.json}\n",
 }
+SPECS = """
+{"specs": {"p": {"argv": ["/bin/echo", "hi"], "fds": [["stdout", {"capture": {"encoding": "utf-8"}}]]}}}
+"""
 LOG = "[Service]\nStandardOutput=append:/run/{0}.log\nStandardError=append:/run/{0}.log\n"
 WATCHDOG = "/etc/systemd/system/apsis.service.d/watchdog.conf"
 UNITS = ("apsis.service", "apsis-agent.service")
@@ -109,6 +114,7 @@ def host(pyz: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     # There is no journal to log to.
     files |= {f"systemd/system/{unit}.d/log.conf": LOG.format(unit) for unit in UNITS}
     files["apsis/apsis.yaml"] = CONFIG
+    files["apsis/specs.json"] = SPECS
     files["apsis/server.env"] = "PROCSTAR_AGENT_TOKEN=secret\n"
     files["apsis/agent.env"] = "PROCSTAR_AGENT_TOKEN=secret\nAPSIS_AGENT_OPTIONS=--plain\n"
     files |= {f"apsis/jobs/{job_id}.yaml": text for job_id, text in JOBS.items()}
@@ -138,6 +144,31 @@ def test_a_program_runs_by_the_agents_user_and_may_become_another(host: Host) ->
     assert host.output(run_id) == ["apsis-agent", "/var/lib/apsis-agent", "NoNewPrivs:\t0", ""]
     assert host.run("ps", "-o", "user=", "-p", host.pid("apsis.service")).strip() == "apsis"
     assert host.systemd.show("apsis.service", "StatusText").endswith("running, 0 waiting")
+
+
+def test_programs_of_the_agent_have_cgroups_of_their_own(host: Host) -> None:
+    """Delegate=yes lends the agent its cgroup: accounting, and the end of what a program leaves behind."""
+    run_id = host.make("leaves")
+    assert host.until(run_id, *ENDS) == "success"
+    program = host.apsis("run", run_id)["meta"]["program"]
+    assert program["cgroup_accounting"]["cpu_stat"]["usage_usec"] > 0
+    cgroup, left, _ = host.output(run_id)
+    assert cgroup.startswith("0::/system.slice/apsis-agent.service/procstar"), cgroup
+    end = time.monotonic() + 60
+    while host.run("ps", "-o", "pid=", "-p", left, check=False).strip():
+        assert time.monotonic() < end, "what the program left behind lives on"
+        time.sleep(0.05)
+
+
+def test_an_agent_by_hand_has_them_in_a_scope_as_the_guide_says(host: Host) -> None:
+    guide = (ROOT / "docs" / "agents.md").read_text()
+    (start,) = re.findall(
+        r"^    systemd-run --user (--scope .*) apsis agent --agent \.\.\.$", guide, re.MULTILINE
+    )
+    words = "/usr/local/bin/apsis agent --print --log-level info /etc/apsis/specs.json"
+    # There is no systemd of a user here, so that of the machine is asked to do the same.
+    said = host.run("/bin/sh", "-c", f"systemd-run --quiet {start} {words} 2>&1")
+    assert '"usage_usec"' in said and '"text": "hi\\n"' in said, said
 
 
 def test_the_server_writes_where_it_may_and_nowhere_else(host: Host) -> None:
