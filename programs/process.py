@@ -17,6 +17,7 @@ from apsislib import wire
 from apsislib.runs import Back, Finished, Json, Lost, Remark, Run, Running, Unplaced, Update
 from apsislib.states import FINISHED, State
 from apsislib.wire import FdHead
+from programs import remains
 from programs.base import (
     OUTPUT,
     OUTPUT_NAME,
@@ -226,10 +227,22 @@ class Process:
             self._running(res)
         self._final = res
         self._end = _length(res)
+        self._sweep(res)
         stdout = (res.get("fds") or {}).get("stdout")
         if isinstance(stdout, Mapping) and stdout.get("type") == "error":
             self._give_up("the agent could not read the output")
         self._pull()
+
+    def _sweep(self, res: Json) -> None:
+        """Whoever is killed, or told to end, does not see to its children any more."""
+        run = self._host.run(self.run_id)
+        signalled = ((run.run_state if run is not None else None) or {}).get("signals")
+        status = res.get("status")
+        killed = isinstance(status, Mapping) and status.get("signum") is not None
+        if self._pid is not None and (killed or signalled):
+            took = (res.get("times") or {}).get("elapsed") or 0.0
+            told = partial(self._host.note, self.run_id)
+            remains.sweep(self._agents, self.conn_id, self._pid, self.run_id, took, told)
 
     def _running(self, res: Json) -> None:
         meta = self._meta(res)

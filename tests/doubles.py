@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from apsislib.clock import Clock, SimClock
-from apsislib.runs import Finished, Launched, Placed, Report, Run, Running, Unplaced, Update
+from apsislib.runs import Finished, Launched, Placed, Remark, Report, Run, Running, Unplaced, Update
 from apsislib.states import State
 
 TIMEOUT = 10.0  # seconds; only a failure takes so long
@@ -43,6 +43,9 @@ class FakeHost:
 
     def run(self, run_id: str) -> Run | None:
         return self.runs.get(run_id)
+
+    def note(self, run_id: str, text: str) -> None:
+        self.report(run_id, Remark(text))
 
     def put_output(self, run_id: str, output_id: str, offset: int, data: bytes, **kind: str) -> None:
         with self._changed:

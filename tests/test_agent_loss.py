@@ -5,6 +5,7 @@ Real processes; agents keep their conn_id when they are started again, and may b
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -20,6 +21,11 @@ RECONNECT = 6.0  # seconds
 LAUNCH = {"ping": 0.5, "silence": 1.5}  # seconds
 GATED = 'until test -e "$GO"; do sleep 0.05; done'
 JOBS = {
+    # It is killed, and would leave a child of its session, and one that has left that.
+    "parent": (
+        "program:\n  type: procstar-shell\n"
+        '  command: "sleep 601 & setsid sleep 602 & echo begun; sleep 603"\n'
+    ),
     "gated": (
         f"program:\n  type: procstar-shell\n  command: 'echo begun; {GATED}; echo done'\n"
         "condition: {type: max_running, count: 1}\n"
@@ -148,3 +154,33 @@ def test_an_agent_that_was_killed_is_named_by_the_errors_of_its_runs(world: Worl
         world.messages(run_id)[-1]
     )
     (world.directory / "go").touch()  # its program has outlived the agent
+
+
+def sleepers(seconds: int) -> list[int]:
+    """Processes of ours that sleep for so long."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().split(b"\0")[:2] == [b"sleep", b"%d" % seconds]:
+                found.append(int(path.parent.name))
+        except OSError:
+            pass  # it has ended
+    return found
+
+
+def test_children_of_a_program_that_was_stopped_are_killed_or_told_of(world: World) -> None:
+    others = {number: set(sleepers(number)) for number in (601, 602, 603)}
+    run_id = begin(world, "parent")
+
+    def mine(seconds: int) -> list[int]:
+        return [pid for pid in sleepers(seconds) if pid not in others[seconds]]
+
+    assert [len(mine(number)) for number in others] == [1, 1, 1]
+    (daemon,) = mine(602)
+    world.post(f"/runs/{run_id}/stop")
+    assert world.until(run_id, *ENDS)["state"] == "failure"
+    said = until_said(world, run_id, "has outlived it")
+    assert any(line.startswith("the program left processes behind, which were killed: ") for line in said)
+    assert f"a process of the run has outlived it: pid {daemon} (sleep)" in said
+    assert mine(601) == mine(603) == [] and mine(602) == [daemon]
+    os.kill(daemon, signal.SIGKILL)
