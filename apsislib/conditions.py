@@ -7,6 +7,7 @@ change it; the kernel files the run under them and judges again only when one is
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -459,9 +460,10 @@ def _parse_max_running(m: Mapping[str, Any], enabled: Enabled) -> MaxRunning:
     if m.get("args") is not None:
         raise FieldError("args is not supported: runs with the same args are counted; remove it", ["args"])
     count = m.get("count", 1)
-    if isinstance(count, bool) or not isinstance(count, int | str):
+    template = isinstance(count, str) and "{" in count  # which may come to anything
+    if not template and (isinstance(count, bool) or not re.fullmatch("-?[0-9]+", str(count))):
         raise FieldError(f"count must be a whole number or a template: {count!r}", ["count"])
-    if isinstance(count, int) and count < 1:
+    if not template and int(count) < 1:
         raise FieldError(f"count must be at least 1, or nothing ever runs: {count}", ["count"])
     job_id = m.get("job_id")
     if job_id is not None and not isinstance(job_id, str):
