@@ -1,0 +1,245 @@
+"""Actions and operations on a real driver, sentence by sentence; and what a restart makes of each state."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from installation import PROGRAM, SLOW, Installation
+from sim import Sim, SimProgram
+from test_scheduler import Every
+
+from apsislib.conditions import Const
+from apsislib.runs import Limits
+from apsislib.scheduler import Settings
+from apsislib.states import State
+
+JOBS = {
+    "noop": PROGRAM,
+    "slow": SLOW,
+    "dated": "params: [date, copy]\n" + PROGRAM,
+    "feeds": (
+        "params: [date, other]\n"
+        + PROGRAM
+        + "successors:\n- job_id: dated\n"
+        + "  args: {copy: \"{{ get_calendar('Mon-Fri').shift(date, 1) }} of {{ job_id }}\"}\n"
+    ),
+    "always": "action: {type: schedule, job_id: told, args: {state: x}}\n" + PROGRAM,
+    "told": "params: [state]\n" + PROGRAM,
+    "partly": "action: {type: schedule, job_id: told, args: {state: '{{ nope }}'}, if: {states: [success]}}\n"
+    + PROGRAM,
+    "waits": "condition: {type: const, value: false}\n" + PROGRAM,
+    "gone": PROGRAM,
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
+    yield site
+    site.stop()
+
+
+def log(site: Installation, run_id: str) -> list[str]:
+    return [entry["message"] for entry in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
+
+
+def runs(site: Installation, job_id: str, count: int) -> list[Any]:
+    """Runs of a job, once there are so many. Nobody is told of the end of an action."""
+    end = time.monotonic() + 60
+    while True:
+        found = list(site.get(f"/api/v1/runs?job_id={job_id}").json()["runs"].values())
+        if len(found) >= count:
+            return found
+        assert time.monotonic() < end, (job_id, found)
+
+
+def until_logged(site: Installation, run_id: str, text: str) -> None:
+    end = time.monotonic() + 60
+    while not any(text in line for line in log(site, run_id)):
+        assert time.monotonic() < end, log(site, run_id)
+
+
+def operate(site: Installation, run_id: str, verb: str) -> tuple[int, str]:
+    answer = site.post(f"/api/v1/runs/{run_id}/{verb}", {})
+    return answer.status_code, str(answer.json().get("error", ""))
+
+
+# -- actions -------------------------------------------------------------------------------------
+
+
+def test_a_successor_gets_what_is_missing_from_the_run_and_both_logs_say_so(site: Installation) -> None:
+    run = site.make("feeds", args={"date": "2031-05-09", "other": "x"})
+    (made,) = runs(site, "dated", 1)
+    assert made["args"] == {"date": "2031-05-09", "copy": "2031-05-12 of feeds"}
+    until_logged(site, run["run_id"], "action scheduling")
+    said = f"action scheduling dated(copy=2031-05-12 of feeds date=2031-05-09) as {made['run_id']}"
+    assert said in log(site, run["run_id"])
+    assert f"scheduled by action of {run['run_id']}" in log(site, made["run_id"])
+
+
+def test_successors_follow_again_when_a_run_is_marked_a_success_again(site: Installation) -> None:
+    run_id = site.make("feeds", args={"date": "2031-06-09", "other": "y"})["run_id"]
+    before = len(runs(site, "dated", 1))
+    runs(site, "dated", before)
+    assert operate(site, run_id, "mark/failure") == (200, "")
+    assert operate(site, run_id, "mark/success") == (200, "")
+    end = time.monotonic() + 60
+    while sum("action scheduling dated(copy=2031-06-10" in line for line in log(site, run_id)) < 2:
+        assert time.monotonic() < end
+
+
+def test_an_action_without_if_follows_every_transition(site: Installation) -> None:
+    run = site.make("always")
+    assert run["state"] == "success"
+    found = runs(site, "told", 4)  # scheduled, starting, running, success
+    assert len(found) == 4
+
+
+def test_an_action_that_fails_is_in_the_log_and_changes_nothing(site: Installation) -> None:
+    run_id = site.make("partly")["run_id"]
+    until_logged(site, run_id, "error: action: ")
+    assert "error: action: name 'nope' is not defined" in log(site, run_id)
+    assert site.state(run_id) == "success"
+    with site.store.read() as reader:
+        assert reader.owed() == []
+
+
+def test_an_action_whose_job_was_removed_is_in_the_log(site: Installation) -> None:
+    site.write("refers", "successors: gone\n" + SLOW)
+    assert site.post("/api/control/reload_jobs").json()["added"] == ["refers"]
+    run_id = site.make("refers")["run_id"]
+    for name in ("refers", "gone"):
+        (site.job_dir / f"{name}.yaml").unlink()
+    assert site.post("/api/control/reload_jobs").json()["removed"] == ["gone", "refers"]
+    assert operate(site, run_id, "stop") == (200, "")
+    until_logged(site, run_id, "error: action: unknown job ID: gone")
+    assert site.state(run_id) == "success"  # nor does it matter that its own job is gone
+    again = site.post(f"/api/v1/runs/{run_id}/rerun", {}).json()
+    (new,) = again["runs"].values()
+    assert new["state"] == "error" and "error: unknown job ID: refers" in log(site, new["run_id"])
+
+
+# -- operations ----------------------------------------------------------------------------------
+
+
+def test_each_operation_is_allowed_where_it_makes_sense_and_else_says_why_not(site: Installation) -> None:
+    later = {"times": {"schedule": "2099-01-01T00:00:00Z"}}
+    scheduled = site.make("waits", **later)["run_id"]
+    assert operate(site, scheduled, "stop") == (400, f"can't stop run {scheduled}: run is scheduled")
+    assert operate(site, scheduled, "signal/TERM")[0] in (400, 404)
+    assert operate(site, scheduled, "mark/success") == (400, f"can't mark {scheduled} in state scheduled")
+    # A scheduled run that is started waits for its conditions; a waiting one does not any more.
+    assert operate(site, scheduled, "start") == (200, "")
+    assert site.state(scheduled) == "waiting"
+    assert operate(site, scheduled, "start") == (200, "")
+    until_logged(site, scheduled, "success")
+    assert [line for line in log(site, scheduled) if "override" in line] == [
+        "scheduled run started by override",
+        "waiting run started by override",
+    ]
+    for verb in ("start", "skip"):
+        assert operate(site, scheduled, verb) == (400, f"can't {verb} {scheduled} in state success")
+
+    waiting = site.make("waits")["run_id"]
+    assert operate(site, waiting, "skip") == (200, "")
+    assert site.state(waiting) == "skipped" and log(site, waiting)[-1] == "skipped"
+    assert operate(site, waiting, "mark/skipped") == (400, f"run {waiting} already in state skipped")
+
+    running = site.make("slow")["run_id"]
+    assert operate(site, running, "skip") == (400, f"can't skip {running} in state running")
+    assert operate(site, running, "mark/success") == (400, f"can't mark {running} in state running")
+    assert operate(site, running, "stop") == (200, "")
+    until_logged(site, running, "success")
+    assert operate(site, running, "stop") == (400, f"can't stop run {running}: run is success")
+    assert operate(site, "r999999999", "skip") == (404, "unknown run r999999999")
+
+
+def test_a_rerun_of_any_state_is_a_run_of_its_own_and_its_stop_time_keeps_its_distance(
+    site: Installation,
+) -> None:
+    run = site.make("slow", times={"schedule": "2099-01-01T00:00:00Z", "stop": "+1h"})
+    again = site.post(f"/api/v1/runs/{run['run_id']}/rerun", {}).json()
+    (new,) = again["runs"].values()
+    assert new["rerun_of"] == run["run_id"] and f"scheduled as rerun of {run['run_id']}" in log(
+        site, new["run_id"]
+    )
+    with site.store.read() as reader:
+        found = reader.run(new["run_id"])
+    assert found is not None and found.times["stop"] - found.times["schedule"] == pytest.approx(3600)
+    assert site.state(run["run_id"]) == "scheduled"
+    for run_id in (run["run_id"], new["run_id"]):
+        operate(site, run_id, "skip")
+        operate(site, run_id, "stop")
+
+
+# -- restart -------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_never_scheduled_is_an_error_after_a_restart(sim: Sim) -> None:
+    sim.add_job("job")
+    run_id = sim.schedule("job", at=sim.clock.wall() + 60)
+    sim.rows[run_id] = sim.rows[run_id].but(state=State.NEW)
+    sim.crash()
+    assert sim.state(run_id) is State.ERROR
+    assert sim.log[run_id][-1] == "error: the server stopped before it was scheduled"
+
+
+def test_an_overdue_run_by_hand_begins_at_the_restart_and_is_no_error(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None))
+    sim.add_job("waits", conditions=(Const(False),))
+    plain, waits = (sim.schedule(job_id, at=sim.clock.wall() + 60) for job_id in ("job", "waits"))
+    sim.clock.advance(120)
+    sim.crash()
+    assert sim.state(plain) is State.RUNNING and sim.state(waits) is State.WAITING
+    assert [line for line in sim.log[plain] if line in ("restored", "starting")] == ["restored", "starting"]
+
+
+def test_finished_runs_are_not_touched_by_a_restart(sim: Sim) -> None:
+    sim.add_job("job")
+    run_id = sim.schedule("job")
+    before = sim.rows[run_id], list(sim.log[run_id])
+    sim.crash()
+    assert (sim.rows[run_id], sim.log[run_id]) == before and run_id not in sim.kernel.runs
+
+
+def test_a_run_whose_stop_time_passed_meanwhile_is_stopped_when_its_program_is_found(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(None, limits=Limits(grace=30.0)))
+    run_id = sim.schedule("job", stop=sim.clock.wall() + 60)
+    sim.clock.advance(120)
+    sim.crash()
+    assert sim.rows[run_id].times["stopping"] == sim.clock.wall()
+
+
+@pytest.mark.parametrize("horizon", [1.0, 30.0, 7200.0])
+def test_however_short_the_horizon_runs_begin_in_time(horizon: float) -> None:
+    sim = Sim(settings=Settings(horizon=horizon))
+    sim.add_job("tick", Every(20))
+    sim.run_for(100)
+    assert [when % 20 for _, when in sim.launched] == pytest.approx([0.0] * 6)
+
+
+def test_one_row_that_cannot_be_read_keeps_no_server_from_starting(tmp_path: Path) -> None:
+    site = Installation(tmp_path, {"waits": JOBS["waits"]}).start()
+    good, bad, worse = (site.make("waits")["run_id"] for _ in range(3))
+    site.stop()
+    with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+        db.execute("UPDATE runs SET times = 'damaged' WHERE number = ?", (int(bad[1:]),))
+        db.execute(
+            "UPDATE runs SET conds = ? WHERE number = ?", (json.dumps([{"type": "?"}]), int(worse[1:]))
+        )
+    (tmp_path / "jobs" / "waits.yaml").unlink()
+    (tmp_path / "jobs").rmdir()
+    site = Installation(tmp_path, {"waits": JOBS["waits"]}).start()
+    try:
+        assert site.state(good) == "waiting"
+        assert site.state(worse) == "error"
+        assert site.get("/api/v1/health").status_code == 200
+    finally:
+        site.stop()
