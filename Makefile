@@ -5,7 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check format lint types tests stateful bench chaos dist test-dist clean
+.PHONY: run test check format lint types tests stateful bench bench-pages screenshots chaos dist test-dist clean
 
 SECONDS ?= 60
 SEED ?= 1
@@ -31,6 +31,14 @@ types: .venv/tested
 
 tests: .venv/tested .venv/procstar/made
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# Of the pages, with 10,000 jobs and a million runs: some 15 minutes.
+bench-pages: .venv/tested
+	$(BIN)/python -m benchmarks.pages
+
+screenshots: .venv/tested
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pillow
+	$(BIN)/python docs/screenshots/make.py
 
 bench: .venv/tested
 	$(BIN)/python benchmarks/run.py

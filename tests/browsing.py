@@ -13,6 +13,8 @@ from typing import Any
 from installation import PROGRAM, SLOW, Installation
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
+from apsislib.clock import Deadline
+
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [
     "--headless",
@@ -92,14 +94,24 @@ def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     assert wrong == []
 
 
+def until(page: Page, expression: str) -> None:
+    """Wait for a JavaScript expression to be true. Not wait_for_function(), whose second look the page's CSP
+    refuses to evaluate."""
+    deadline = Deadline(20)
+    while not page.evaluate(expression):
+        assert not deadline.passed(), expression
+        page.wait_for_timeout(20)
+
+
 def accessible(page: Page, rules: str = "") -> None:
     """Fail unless axe-core finds the page to keep WCAG 2.1 AA, or just these of its rules."""
     if not page.evaluate("() => 'axe' in window"):
         page.evaluate((files("axe_playwright_python") / "axe.min.js").read_text())
     # What fades in is judged once it is there.
-    page.wait_for_function(
-        "() => document.getAnimations().every((one) => one.playState !== 'running'"
-        " || one.effect.getTiming().iterations === Infinity)"
+    until(
+        page,
+        "document.getAnimations().every((one) => one.playState !== 'running'"
+        " || one.effect.getTiming().iterations === Infinity)",
     )
     tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "best-practice"]
     only = {"type": "rule", "values": rules.split()} if rules else {"type": "tag", "values": tags}

@@ -51,6 +51,10 @@ def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(site: 
     for address in addresses:
         answer = requests.get(site.url + address, timeout=10)
         assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"], address
+    board = requests.get(site.url + "/", timeout=10).text
+    assert "views/today-chart.js" in board and "views/run.js" not in board
+    run = requests.get(site.url + "/runs/r1", timeout=10).text
+    assert "views/run.js" in run and "views/runs.js" not in run and "views/today" not in run
     other = re.sub("[0-9a-f]{12}", "0123456789ab", addresses[0])
     assert requests.get(site.url + other, timeout=10).status_code == 404
     for name in ("../pages.py", "%2e%2e/pages.py", "", "lib", "lib/"):
@@ -90,6 +94,59 @@ def test_times_follow_the_chosen_zone_and_it_is_remembered(site: Installation, p
     page.reload()
     expect(page.locator("main")).to_contain_text("2131-01-02 03:04:05")
     site.post(f"/api/v1/runs/{run_id}/skip")
+
+
+def test_the_theme_is_chosen_once_and_remembered(site: Installation, browser: Browser) -> None:
+    with watched(browser, site.url, color_scheme="light") as page:
+        page.goto("/runs")
+        back = "getComputedStyle(document.documentElement).backgroundColor"
+        light = page.evaluate(back)
+        theme = page.get_by_role("button", name="Theme")
+        theme.click()
+        expect(theme).to_have_attribute("title", "Theme: Light")
+        theme.click()
+        expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        dark = page.evaluate(back)
+        assert dark != light
+        # Already when there is a body, and nothing has been painted: no flash.
+        page.add_init_script(
+            "new MutationObserver(() => { if (document.body) window.first ??= "
+            f"{back}; }}).observe(document, {{childList: true, subtree: true}})"
+        )
+        page.reload()
+        assert page.evaluate("window.first") == dark
+        theme.click()
+        expect(theme).to_have_attribute("title", "Theme: As the system has it")
+        assert page.evaluate(back) == light
+
+
+def test_keys_lead_to_every_page_and_say_so(site: Installation, page: Page) -> None:
+    page.goto("/")
+    live(page)
+    for key, path in (("r", "/runs"), ("j", "/jobs"), ("a", "/agents"), ("t", "/")):
+        page.keyboard.press("g")
+        page.keyboard.press(key)
+        expect(page).to_have_url(site.url + path)
+    page.keyboard.press("?")
+    expect(page.locator("#help")).to_contain_text("Next row (Enter opens it)")
+    page.keyboard.press("Escape")
+    page.goto("/agents")
+    live(page)
+    page.keyboard.press("/")  # there is no search there
+    expect(page.get_by_label("Search runs")).to_be_focused()
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    assert page.evaluate("document.activeElement.className").endswith("row-link")
+
+
+def test_a_page_of_an_older_server_loads_anew(site: Installation, page: Page) -> None:
+    page.route("**/views/agents.js", lambda route: route.fulfill(status=404), times=1)
+    page.goto("/runs")
+    live(page)
+    page.evaluate("window.old = true")
+    page.get_by_role("link", name="Agents").click()
+    expect(page.locator("h1")).to_have_text("Agents")
+    assert page.evaluate("window.old === undefined")
 
 
 def test_the_page_comes_back_by_itself_after_the_server_was_away(browser: Browser, tmp_path: Path) -> None:

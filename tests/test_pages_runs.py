@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browsing import HOSTILE, JOBS, accessible, live, watched
+from browsing import HOSTILE, JOBS, accessible, live, until, watched
 from installation import Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -232,7 +232,7 @@ def test_a_page_that_is_read_does_not_jump(site: Installation, page: Page) -> No
     put(site, [past(300_000 + n, "filler", site.clock.wall() - 5000 + n) for n in range(60)])
     rows = opened(page, "/runs?ungroup&show=100")
     page.mouse.wheel(0, 600)
-    page.wait_for_function("window.scrollY > 300")
+    until(page, "window.scrollY > 300")
     reading = rows.nth(20)
     before = reading.bounding_box()
     new = site.make("slow")["run_id"]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import HOSTILE, JOBS, accessible, live, watched
+from browsing import AGENT, HOSTILE, JOBS, accessible, live, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -70,6 +72,19 @@ def test_a_late_run_stands_on_top(site: Installation, page: Page) -> None:
     expect(tile(page, "late")).to_contain_text("1")
     site.post(f"/api/v1/runs/{run_id}/stop")
     expect(panel(page, "What needs attention")).to_be_hidden()
+
+
+def test_an_agent_that_is_lost_stands_on_top(browser: Browser, tmp_path: Path) -> None:
+    lost = json.loads(json.dumps(AGENT))
+    lost["info"]["stats"].update(connected=False, last_disconnect_time="2031-05-06T08:00:00.123456+00:00")
+    site = Installation(tmp_path, {"noop": PROGRAM}, connections=lambda: {"a": AGENT, "b": lost}).start()
+    with closing(site), watched(browser, site.url) as page:
+        opened(page)
+        expect(panel(page, "What needs attention")).to_contain_text("w3group defaultagent is away")
+        expect(panel(page, "What needs attention").locator("time")).to_have_attribute(
+            "datetime", "2031-05-06T08:00:00.123Z"
+        )
+        expect(tile(page, "lost")).to_contain_text("1")
 
 
 def test_an_operation_is_confirmed_shown_and_its_error_too(site: Installation, page: Page) -> None:

@@ -37,6 +37,19 @@ _HEADERS = (
 # Addresses that the page shows by itself, so that they can be opened and shared.
 _VIEWS = re.compile(r"/|/index\.html|/(today|jobs|runs|agents|server)/?|/(job|jobs|runs)/.+")
 
+# The view that an address begins with, by its first part and whether another follows.
+_FIRST = {
+    ("", False): "today",
+    ("today", False): "today",
+    ("runs", False): "runs",
+    ("runs", True): "run",
+    ("jobs", False): "jobs",
+    ("jobs", True): "jobs",
+    ("job", True): "job",
+    ("agents", False): "agents",
+    ("server", False): "server",
+}
+
 _FOREVER = ("cache-control", "public, max-age=31536000, immutable")
 _ASK = ("cache-control", "no-cache")
 
@@ -52,16 +65,20 @@ class Pages:
             if file.suffix in _TYPES
         }
         self._base = f"/static/{_digest(b''.join(found.values()))[:12]}/"
-        found["index.html"] = self._page(found["index.html"].decode(), found).encode()
+        page = found["index.html"].decode()
+        # One for each view, index.html for what has none: they differ in what is fetched at once.
+        for view in ("", *_FIRST.values()):
+            found[f"{view or 'index'}.html"] = self._page(page, found, view).encode()
         # name -> (content, type, tag)
         self._files = {
             name: (content, _TYPES[Path(name).suffix], f'"{_digest(content)[:20]}"')
             for name, content in found.items()
         }
 
-    def _page(self, text: str, names: Collection[str]) -> str:
-        """The page with versioned addresses, and the modules that all views need named in its head."""
-        modules = [name for name in names if name.startswith("lib/")]
+    def _page(self, text: str, names: Collection[str], view: str) -> str:
+        """The page with versioned addresses, and the modules that it and all views need in its head."""
+        mine = re.compile(rf"lib/.*|views/{view}(-.*)?\.js") if view else re.compile("lib/.*")
+        modules = [name for name in names if mine.fullmatch(name)]
         links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
         return text.replace("<!-- modules -->", links).replace('"/static/', f'"{self._base}')
 
@@ -71,7 +88,7 @@ class Pages:
         if path.startswith("/api/"):
             return None
         if _VIEWS.fullmatch(path):
-            name = "index.html"
+            name = f"{_view(path)}.html"
         elif path == "/favicon.ico":
             name = "icon.svg"
         elif path.startswith(self._base):
@@ -92,6 +109,11 @@ class Pages:
         if is_known(request, tag):
             return Response(304, b"", kind, headers)
         return Response(200, content, kind, headers)
+
+
+def _view(path: str) -> str:
+    first, _, rest = path.strip("/").partition("/")
+    return _FIRST.get((first, bool(rest)), "index")
 
 
 def _digest(content: bytes) -> str:

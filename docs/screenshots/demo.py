@@ -265,3 +265,9 @@ def build(directory: Path) -> None:
     runs = list(history(directory / "jobs", now))
     store.wait(store.put([*(Save(run) for run in runs), SetMeta("clock", now)]), 60)
     assert store.close(Deadline(30))
+
+
+def begin(server: Any) -> None:
+    """Once a server runs there: what waits for something."""
+    for job_id, _ in WAITING:
+        server.post("/runs", {"job_id": job_id, "args": {"date": day_of(WallClock().wall())}})

@@ -44,13 +44,13 @@ export function searchField({ label, placeholder, apply }) {
   }
 
   function show(found) {
+    const marked = options[at]?.[0]; // stays marked, if a late answer has it too
     options = found;
-    at = -1;
     fill(list, found.map(([text, hint], n) => el("li", { role: "option", id: `completion-${n}`, "aria-selected": "false",
       onpointerdown: (event) => { event.preventDefault(); choose(n); } }, el("span", { class: "mono" }, text), hint ? el("span", { class: "soft" }, hint) : null)));
     list.hidden = !found.length;
     input.setAttribute("aria-expanded", String(found.length > 0));
-    input.removeAttribute("aria-activedescendant");
+    mark(marked === undefined ? -1 : found.findIndex(([text]) => text === marked));
   }
 
   /** [where the word at the cursor begins, the word]; null inside of quotes. */

@@ -31,7 +31,7 @@ export function mount(main, page) {
     ails,
     el("div", { class: "today" }, el("div", { class: "main" }, top, chart.box), side));
 
-  const failures = new Rows(el("ul", { class: "lines" }), { key: (run) => run.run_id, tag: "li", cells: problemCells });
+  const failures = new Rows(el("ul", { class: "lines" }), { key: (one) => one.run_id ?? one.conn_id, tag: "li", cells: (one) => (one.conn_id ? agentCells(one) : problemCells(one)) });
   const more = el("a", { class: "all" });
   top.append(failures.body, more);
 
@@ -46,10 +46,11 @@ export function mount(main, page) {
     fill(date, showDate(new Date()));
     showTiles(tiles);
     fill(ails, board.ailments.map((text) => el("p", {}, text)));
+    const lost = board.agents.lost.slice(0, SHOWN);
     const bad = [...late(), ...[...board.failing.values()].reverse()];
     const all = bad.length + board.unlisted.failing;
-    top.hidden = !all;
-    failures.show(bad.slice(0, SHOWN));
+    top.hidden = !all && !lost.length;
+    failures.show([...lost, ...bad.slice(0, SHOWN)]);
     more.hidden = all <= SHOWN;
     more.href = "/runs?states=failure,error";
     fill(more, `All ${plural(all, "problem")}`);
@@ -92,6 +93,15 @@ function problemCells(run) {
     sub(argsMark(run.args), el("span", { class: "what", "data-state": run.state }, run.state), alarmMarks(run), el("span", { class: "mono" }, run.run_id)),
     el("span", { class: "when soft num" }, timeMark(over ? run.times[run.state] : run.times.schedule ?? run.times.running)),
     menu(run),
+  ];
+}
+
+function agentCells(agent) {
+  return [
+    stateIcon("error"),
+    el("a", { class: "row-link job", href: "/agents" }, agent.hostname || agent.conn_id),
+    sub(el("span", {}, `group ${agent.group_id}`), el("span", { class: "what" }, "agent is away")),
+    el("span", { class: "when soft num" }, agent.since ? ["since ", timeMark(agent.since)] : ""),
   ];
 }
 

@@ -1,0 +1,103 @@
+"""Pictures of each page in light, dark and at the width of a phone: `make screenshots`.
+
+They are of the installation of demo.py, as it is at the moment: the times in them are those of the making.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "tests")]
+
+import demo  # noqa: E402
+from browsing import chromium, live  # noqa: E402
+from PIL import Image  # noqa: E402
+from playwright.sync_api import Page, expect  # noqa: E402
+from server import Server  # noqa: E402
+
+KINDS = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 800}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 800}},
+    "phone": {
+        "color_scheme": "light",
+        "viewport": {"width": 390, "height": 844},
+        "is_mobile": True,
+        "has_touch": True,
+    },
+}
+LARGEST = 200_000  # bytes of a picture
+
+
+def today(page: Page) -> None:
+    page.goto("/")
+    expect(page.locator(".timeline")).to_have_attribute("data-loaded", "yes")
+    expect(page.locator(".list li").first).to_be_visible()
+
+
+def runs(page: Page) -> None:
+    page.goto("/runs")
+    expect(page.locator("[data-loaded=yes]")).to_have_count(1)
+
+
+def search(page: Page) -> None:
+    page.goto("/runs?path=etl&states=failure,error,success")
+    expect(page.locator("[data-loaded=yes]")).to_have_count(1)
+    page.get_by_label("Search runs").click()
+    page.keyboard.type("since:1d pos")
+    expect(page.locator(".completions li").first).to_be_visible()
+
+
+def bulk(page: Page) -> None:
+    page.goto("/runs?states=starting,running,waiting,success")
+    expect(page.locator("[data-loaded=yes]")).to_have_count(1)
+    for _ in range(6):
+        page.keyboard.press("j")
+        page.keyboard.press("x")
+    page.get_by_role("region", name="Operations on the selected runs").get_by_role(
+        "button", name="Skip"
+    ).click()
+    expect(page.locator("#dialog")).to_be_visible()
+    page.locator("#dialog summary").click()
+
+
+# Each opens its page; a picture NAME-KIND.png is made of what is shown then.
+SHOTS: dict[str, Callable[[Page], None]] = {
+    "today": today,
+    "runs": runs,
+    "runs-search": search,
+    "runs-bulk": bulk,
+}
+
+
+def main(names: list[str]) -> None:
+    with tempfile.TemporaryDirectory(prefix="apsis-demo-", dir="/var/tmp") as directory:
+        demo.build(Path(directory))
+        server = Server(Path(directory), {}, "")
+        with server.running(), chromium() as browser:
+            demo.begin(server)
+            for kind, options in KINDS.items():
+                context = browser.new_context(
+                    base_url=f"http://127.0.0.1:{server.port}", timezone_id="Europe/London", **options
+                )
+                for name in names or SHOTS:
+                    page = context.new_page()
+                    SHOTS[name](page)
+                    live(page)
+                    page.wait_for_timeout(1800)  # what fades in
+                    path = HERE / f"{name}-{kind}.png"
+                    page.screenshot(path=path)
+                    # 256 colours are enough for a page, and a third of the bytes.
+                    Image.open(path).convert("RGB").quantize(
+                        256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
+                    ).save(path, optimize=True)
+                    assert path.stat().st_size < LARGEST, f"{path} is of {path.stat().st_size} bytes"
+                    page.close()
+                context.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
