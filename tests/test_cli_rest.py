@@ -176,7 +176,7 @@ def test_options_may_be_shortened_and_stand_before_the_command(server: Server) -
         assert done.returncode == 0 and "load" in done.stdout
 
 
-@pytest.mark.parametrize("columns", [44, 60, 80, 132])
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 132])
 def test_tables_fit_the_terminal(server: Server, columns: int) -> None:
     server.schedule({"job_id": "load", "args": {"date": "a-very-long-date-that-no-calendar-has-ever-seen"}})
     mine, theirs = pty.openpty()

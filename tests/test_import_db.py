@@ -138,6 +138,10 @@ def test_the_installation_is_a_new_one_that_keeps_everything(moved: Server) -> N
     meta = dict(rows(new, "SELECT name, value FROM meta"))
     assert meta["imported"] and len(meta["installation"]) == 36
     assert not (moved.directory / "new.db.importing").exists()
+    again = moved.directory / "again.db"
+    assert moved.command("import-db", str(REAL / "apsis.db"), str(again)).returncode == 0
+    (other,) = rows(again, "SELECT value FROM meta WHERE name = 'installation'")
+    assert other[0] != meta["installation"]
     made = moved.command("create", str(moved.directory / "made.db"))
     assert made.returncode == 0
     schema = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
@@ -215,6 +219,11 @@ def test_an_ad_hoc_job_can_be_run_again(server: tuple[Server, RawAgent]) -> None
     again = apsis.post("/runs/r17300/rerun")["show_run_id"]
     assert apsis.until(again, "success", "error")["args"] == {"x": "é ü 日本"}
     assert apsis.run("r17300")["state"] == "success"
+
+
+def test_nothing_is_retired_until_somebody_says_so(server: tuple[Server, RawAgent]) -> None:
+    apsis, _ = server
+    assert [job["job_id"] for job in apsis.get("/jobs")].count("apsis-retention") == 0
 
 
 def test_importing_again_does_nothing(server: tuple[Server, RawAgent]) -> None:

@@ -100,7 +100,8 @@ class Cell:
 
 
 GAP = 2  # blanks between columns
-NARROW = 6  # columns below which no column is shortened
+NARROW = 6  # columns below which no column is shortened, nor its name
+NARROWEST = 2  # ... unless the terminal has no room for that
 
 
 def table(terminal: Terminal, columns: list[Column], rows: list[list[str | Cell]]) -> list[str]:
@@ -116,11 +117,12 @@ def table(terminal: Terminal, columns: list[Column], rows: list[list[str | Cell]
     ]
     if terminal.width is not None:
         excess = sum(widths) + GAP * (len(widths) - 1) - terminal.width
-        for index in range(len(widths) - 1, -1, -1):
-            spare = max(0, widths[index] - max(NARROW, width(columns[index].name)))
-            cut = min(max(0, excess), spare)
-            widths[index] -= cut
-            excess -= cut
+        least = [max(NARROW, width(column.name)) for column in columns]
+        for limits in (least, [NARROWEST] * len(columns)):
+            for index in range(len(widths) - 1, -1, -1):
+                cut = min(max(0, excess), max(0, widths[index] - limits[index]))
+                widths[index] -= cut
+                excess -= cut
 
     def line(row: list[Cell]) -> str:
         parts = []
