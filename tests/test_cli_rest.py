@@ -135,6 +135,27 @@ def test_check_jobs_answers_machines_too(tmp_path: Path) -> None:
     assert done.returncode == 0 and found["errors"] == [] and "old form" in found["warnings"][0]
 
 
+def test_check_jobs_looks_for_dependencies_that_nothing_schedules_and_for_cycles(tmp_path: Path) -> None:
+    daily = "schedule: {type: interval, interval: 6h}\nprogram: {type: no-op}\n"
+    daily += "condition: {type: dependency, job_id: %s}\n"
+    for name, text in {
+        "load": "program: {type: no-op}\n",
+        "report": daily % "load",
+        "hen": daily % "egg",
+        "egg": daily % "hen",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    plain = apsisctl("check-jobs", str(tmp_path))
+    assert (plain.returncode, plain.stdout) == (0, "")
+    done = apsisctl("check-jobs", str(tmp_path), "--check-dependencies-scheduled")
+    assert done.returncode == 1
+    said = done.stdout.splitlines()
+    assert sum("scheduled run report: dependency load not scheduled" in line for line in said) >= 1
+    assert any("dependency cycle detected: hen → egg → hen" in line for line in said), said
+    assert any("dependency cycle detected: egg → hen → egg" in line for line in said), said
+    assert all(f"{tmp_path}/{line.split(':')[0]}.yaml:3: " in line for line in said), said
+
+
 @pytest.mark.parametrize(
     "words, status, said",
     [

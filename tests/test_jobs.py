@@ -458,6 +458,7 @@ def test_a_diff_tells_what_a_reload_has_to_do(tmp_path):
         same=NOOP + stop % 60 + "params: [a, b]\n",
         stop=NOOP + stop % 60,
         words=NOOP + "metadata: {description: a}\n",
+        late=NOOP + stop % 60,
         both=NOOP + "metadata: {description: a}\n",
         program=NOOP,
         params=NOOP,
@@ -467,13 +468,14 @@ def test_a_diff_tells_what_a_reload_has_to_do(tmp_path):
         same="params: {b, a}\n# a comment\n" + stop % "1 min" + NOOP,
         stop=NOOP + stop % 61,
         words=NOOP + "metadata: {description: b}\n",
+        late=NOOP + stop % 60 + "catch_up: latest\n",
         both=NOOP + "metadata: {description: b}\nparams: [x]\n",
         program="program: {type: no-op, duration: 3}\n",
         params=NOOP + "params: x\n",
     )
     diff = old.diff(new)
     assert (diff.removed, diff.added) == (["gone"], ["added"])
-    assert (diff.changed, diff.metadata) == (["both", "params", "program", "stop"], ["words"])
+    assert (diff.changed, diff.metadata) == (["both", "params", "program", "stop"], ["late", "words"])
     nothing = new.diff(new)
     assert not (nothing.removed or nothing.added or nothing.changed or nothing.metadata)
     assert JobSet().diff(new).added == sorted(new.jobs)

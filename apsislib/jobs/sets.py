@@ -29,7 +29,7 @@ class Diff:
     removed: list[str]
     added: list[str]
     changed: list[str]  # runs made of the old definition are out of date
-    metadata: list[str]  # only its metadata changed: they are not
+    metadata: list[str]  # only its metadata or what is caught up with changed: they are not
 
 
 class JobSet:
@@ -101,9 +101,7 @@ class JobSet:
             removed=sorted(self._jobs.keys() - other._jobs.keys()),
             added=sorted(other._jobs.keys() - self._jobs.keys()),
             changed=sorted(changed),
-            metadata=[
-                job_id for job_id, old, new in both if job_id not in changed and old.metadata != new.metadata
-            ],
+            metadata=[job_id for job_id, old, new in both if job_id not in changed and old.json != new.json],
         )
 
 
@@ -112,4 +110,4 @@ def _words(job_id: str) -> frozenset[str]:
 
 
 def _meaning(job: Job) -> dict[str, Any]:
-    return {key: value for key, value in job.json.items() if key != "metadata"}
+    return {key: value for key, value in job.json.items() if key not in ("metadata", "catch_up")}
