@@ -26,7 +26,7 @@ _KEYS = ("policy", "window", "cap")
 # A night's backlog of an every-minute job is 600; more than a thousand at once are mostly a mistake.
 CAP = 1000
 MOST = 1_000_000
-# Runs a second, of all jobs together: a backlog must not keep agents from what is due now.
+# Runs a second, of all jobs with a backlog together: it must not keep agents from what is due now.
 PACE = 20.0
 FIRST = 60.0  # s; how far newest() looks back at first
 FACTOR = 4

@@ -205,6 +205,19 @@ def test_late_runs_are_paced_and_those_on_time_are_not() -> None:
     assert not sim.kernel.expected.get("tick", {}).keys() & sim.rows.keys()
 
 
+def test_where_there_is_one_run_of_each_schedule_to_make_up_for_nothing_is_paced() -> None:
+    sim = site(pace=0.01)
+    for number in range(50):
+        sim.add_job(
+            f"job{number}", Every(3600, until=1767225600 + 7200), Every(7000, until=1767225600 + 10_000)
+        )
+    sim.run_for(3500)
+    sim.clock.advance(700)
+    sim.crash()
+    assert sum(run.state is State.SUCCESS for run in sim.rows.values()) == len(sim.rows)
+    assert sum("late" in run.meta.get("reasons", ()) for run in sim.rows.values()) == 50
+
+
 def test_a_crash_while_late_runs_are_paced_neither_loses_nor_doubles_one() -> None:
     sim = site(pace=0.5)
     sim.add_job("tick", Every(60))

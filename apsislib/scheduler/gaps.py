@@ -34,6 +34,7 @@ class _Plan:
     why: str  # nothing before
     instant: float = float("-inf")
     room: int = 0
+    paced: bool = False  # there is more to make up for than one run of each schedule
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +92,8 @@ class Gaps:
         if late <= LATE:
             return run
         gap = self._of(run.times["schedule"])
-        missed = self._missed(run, cursor, gap, late)
+        plan = None if gap is None or cursor is None else self._plan_of(cursor.job, gap)
+        missed = self._missed(run, cursor, plan, late)
         if missed is not None:
             lateness.miss(self._ledger, run, missed if gap is None else f"{gap}; {missed}", wall)
             return None
@@ -100,9 +102,7 @@ class Gaps:
         why = self.why(due, wall)
         if why is None or "late" in run.meta.get("reasons", ()):
             return run
-        slot = wall
-        if gap is not None and cursor is not None and gap.end - gap.start >= SHORT:
-            slot = self.slot(wall)
+        slot = self.slot(wall) if plan is not None and plan.paced else wall
         text = f"{wall - due:.0f} s late: {why}"
         if slot <= wall:
             return lateness.call_late(self._ledger, run, why, wall, text)
@@ -138,7 +138,7 @@ class Gaps:
         said = job.catch_up or CatchUp()
         return said.over(self._ledger.settings.catch_up)
 
-    def _missed(self, run: Run, cursor: Cursor | None, gap: Gap | None, late: float) -> str | None:
+    def _missed(self, run: Run, cursor: Cursor | None, plan: _Plan | None, late: float) -> str | None:
         """Why it is not made up for; None: it is."""
         max_age = self._ledger.settings.max_age
         if (
@@ -148,19 +148,25 @@ class Gaps:
             and "late" not in run.meta.get("reasons", ())
         ):
             return f"due {late:.0f} s ago, schedule.max_age is {max_age:g} s"
-        if gap is None or cursor is None or gap.end - gap.start < SHORT:
+        if plan is None or cursor is None:
             return None
-        plan = gap.plans.get(cursor.job.job_id)
-        if plan is None or plan.job is not cursor.job:
-            plan = gap.plans[cursor.job.job_id] = self._plan(cursor.job, gap)
         instant = run.times["schedule"]
-        if instant < plan.start.get(id(cursor.schedule), gap.start):
+        if instant < plan.start.get(id(cursor.schedule), instant):
             return plan.why
         if instant == plan.instant:
             plan.room -= 1
             if plan.room < 0:
                 return plan.why
         return None
+
+    def _plan_of(self, job: Job, gap: Gap) -> _Plan | None:
+        """None: the gap is too short to plan anything."""
+        if gap.end - gap.start < SHORT:
+            return None
+        plan = gap.plans.get(job.job_id)
+        if plan is None or plan.job is not job:
+            plan = gap.plans[job.job_id] = self._plan(job, gap)
+        return plan
 
     def _plan(self, job: Job, gap: Gap) -> _Plan:
         policy = self._policy(job)
@@ -175,7 +181,7 @@ class Gaps:
             return _Plan(job, last, "catch_up is latest")
         cap = policy.cap or 0
         instants = sorted(t for s in schedules for t in _latest(s, start, gap.end, cap + 1))
-        plan = _Plan(job, {id(s): start for s in schedules}, why)
+        plan = _Plan(job, {id(s): start for s in schedules}, why, paced=len(instants) > len(schedules))
         if len(instants) > cap:
             plan.why = f"catch_up.cap is {cap} runs of a job"
             plan.instant = instants[-cap]
