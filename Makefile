@@ -5,11 +5,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test check format lint types tests stateful bench bench-pages screenshots chaos dist test-dist clean
+.PHONY: run test check format lint types tests stateful bench bench-pages screenshots chaos kills soak dist
+.PHONY: test-dist clean
 
 SECONDS ?= 60
 SEED ?= 1
 N ?= 60
+SOAK ?= 900
 
 run: .venv/installed
 	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent
@@ -42,6 +44,10 @@ screenshots: .venv/tested
 
 bench: .venv/tested
 	$(BIN)/python benchmarks/run.py
+
+# A quarter of an hour at 20 runs a second with 20 agents: what a server takes must not grow.
+soak: .venv/tested
+	cd tests && ../$(BIN)/python -m chaos.soak --seconds $(SOAK)
 
 # Kills the server at its n-th commit, send and receive, for every n up to N.
 kills: .venv/tested

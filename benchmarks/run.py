@@ -1,6 +1,6 @@
 """Every benchmark, or those that are named, one after the other: `make bench`.
 
-python benchmarks/run.py [year | store | rest | due | waiters | echo | memory | upkeep | moving | agents]...
+python benchmarks/run.py [NAME]...      the names are in ALL, below
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-ALL = ("year", "store", "rest", "due", "waiters", "echo", "memory", "upkeep", "moving", "agents")
+ALL = ("year", "store", "rest", "due", "waiters", "echo", "memory", "upkeep", "moving", "agents", "recovery")
 
 
 def main() -> int:
