@@ -1,6 +1,7 @@
 """Agents: messages, output, a peer that dies, many that do nothing, one that is a nuisance to the others.
 
-A whole server over TLS, agents as processes of their own or as bare clients, all on loopback.
+A whole server over TLS, agents as processes of their own or as bare clients, all on loopback. Where other
+work has the processors too, `chrt --rr 5 python benchmarks/agents.py` measures agents and not that.
 
 python benchmarks/agents.py [messages | output | dead | idle | nuisance | agent]...
 """
@@ -27,7 +28,8 @@ import requests
 from serving import ROOT, Client, Server, milliseconds
 
 # isort: split
-from networks import Proxy  # serving has shown the way to the tests' modules
+from certificates import certificate  # serving has shown the way to the tests' modules
+from networks import Proxy
 from raw_agent import PROC
 
 TOKEN = "s3cret"
@@ -180,25 +182,7 @@ class Place:
     """A server with TLS, and where its agents' port is."""
 
     def __init__(self, directory: Path) -> None:
-        self.cert = str(directory / "server.pem")
-        subprocess.run(
-            [
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "rsa:2048",
-                "-nodes",
-                "-subj",
-                "/CN=localhost",
-                "-days",
-                "2",
-            ]
-            + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(directory / "server.key")]
-            + ["-out", self.cert],
-            check=True,
-            capture_output=True,
-        )
+        self.cert = str(certificate(directory, rsa=True))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from agent_peer import Agent
+from certificates import certificate
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / ".venv" / "procstar"
@@ -80,15 +81,7 @@ def package() -> None:
 
 @pytest.fixture(scope="module")
 def cert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    cert = tmp_path_factory.mktemp("tls") / "server.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-        + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-        + ["-keyout", str(cert.with_suffix(".key")), "-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
-    return cert
+    return certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import msgpack
 import pytest
+from certificates import certificate
 from raw_agent import TIMEOUT, RawAgent
 from test_wire import FD_DATA, REGISTERED, SENT_BY_AGENT
 from websockets.exceptions import InvalidMessage
@@ -712,35 +712,20 @@ def test_other_hosts_may_connect_only_with_certificate_and_token():
     assert len(notes) == 2
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], tuple[Path, Path]]:
-    def make(where: Path) -> tuple[Path, Path]:
-        cert, key = where / "x.crt", where / "x.key"
-        subprocess.run(
-            ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-            + ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-days", "2"]
-            + ["-keyout", str(key), "-out", str(cert)],
-            check=True,
-            capture_output=True,
-        )
-        return cert, key
-
-    return make
-
-
-def test_agents_connect_by_tls_and_a_renewed_certificate_is_used(serve, certificate, tmp_path):
-    cert, key = certificate(tmp_path)
+def test_agents_connect_by_tls_and_a_renewed_certificate_is_used(serve, tmp_path):
+    cert = certificate(tmp_path, "x")
+    key = cert.with_suffix(".key")
     server = serve(Port("127.0.0.1", 0, "t", cert, key))
     first = ssl.create_default_context(cafile=str(cert))
     RawAgent(server.address, "A", first, access_token="t").close()
-    certificate(tmp_path)
+    certificate(tmp_path, "x")
     server.reload_certificate()
     with pytest.raises(ssl.SSLError):
         RawAgent(server.address, "B", first, access_token="t")
     second = ssl.create_default_context(cafile=str(cert))
     RawAgent(server.address, "C", second, access_token="t").close()
     key.write_text("half a key")
-    with pytest.raises(BadRequest, match="x.crt"):
+    with pytest.raises(BadRequest, match="x.pem"):
         server.reload_certificate()
     RawAgent(server.address, "D", second, access_token="t").close()
     with pytest.raises((InvalidMessage, OSError)):

@@ -9,7 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from apsislib.agent.spec import Captured, Close, Dup, Inherit, Open, PipeWrite, check, parse_fd, parse_specs
+from apsislib.agent.spec import (
+    Captured,
+    Close,
+    Dup,
+    Inherit,
+    Limits,
+    Open,
+    PipeWrite,
+    check,
+    parse_fd,
+    parse_specs,
+)
 from apsislib.errors import BadRequest
 
 
@@ -102,7 +113,7 @@ def test_specs_are_sorted_by_proc_id() -> None:
 
 
 def test_limits_are_taken_where_given() -> None:
-    assert not parsed(systemd_properties={"scope": None, "slice": {"memory_max": None}}).limits
+    assert parsed(systemd_properties={"scope": None, "slice": {"memory_max": None}}).limits == Limits()
     limits = parsed(
         systemd_properties={"slice": {"memory_accounting": True, "memory_max": 10, "memory_swap_max": 0}}
     ).limits

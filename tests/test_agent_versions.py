@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import requests
 from agent_peer import ROOT, Agent
+from certificates import certificate
 from foreign_agent import ForeignAgent
 from server import ENDS, Server
 
@@ -67,24 +68,10 @@ JOBS = {
 JOBS["missing"] = "params: [group]\nprogram: {type: procstar, argv: [/no/such], group_id: '{{ group }}'}\n"
 
 
-def certificate(directory: Path) -> Path:
-    """A new one for localhost, made with openssl."""
-    directory.mkdir(exist_ok=True)
-    cert = directory / "server.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(cert.with_suffix(".key"))]
-        + ["-out", str(cert)],
-        check=True,
-        capture_output=True,
-    )
-    return cert
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("versions")
-    certificate(directory / "tls")
+    certificate(directory / "tls", rsa=True)
     (directory / "apsis.yaml").write_text(CONFIG)
     server = Server(directory, JOBS)
     argv = [sys.executable, "-c", SERVE, "serve", "--config", str(directory / "apsis.yaml")]
@@ -247,7 +234,7 @@ def test_openssl_s_client_is_served_and_sees_a_certificate_renewed_by_sighup(ser
     assert got.endswith(b"\r\n\r\n\x82\x11" + bytes.fromhex("81a474797065aa52656769737465726564")), got
     old = cert.with_name("old.pem")
     cert.rename(old)
-    certificate(cert.parent)
+    certificate(cert.parent, rsa=True)
     assert server.process is not None
     server.process.send_signal(signal.SIGHUP)
     while "was loaded again" not in server.log():
