@@ -5,7 +5,7 @@ values       clock, times, calendars, dates, yamlio, templates, figures,
              systemd, itself
 records      runs, terms (searches)
 rules        schedules (cron, timetables, stops, previews), conditions, actions,
-             expectations
+             expectations, catchup
 files        jobs, config, binding
 the kernel   scheduler: pure; its __init__.py names its rooms
 machinery    store, feeds, wire, sockets

@@ -235,6 +235,47 @@ def test_a_crash_while_late_runs_are_paced_neither_loses_nor_doubles_one() -> No
     assert sum(t < sim.clock.wall() - 600 for t in launched) <= 1 + 45
 
 
+@pytest.mark.parametrize("delta", [-3600, 3600])
+def test_a_clock_that_is_set_changes_nothing_of_the_pace(delta: float) -> None:
+    sim = site(pace=0.5)
+    sim.add_job("tick", Every(600, until=1767225600 + 3000))
+    sim.run_for(1)
+    sim.clock.advance(3659)
+    sim.crash()
+    sim.clock.step(delta)
+    sim.kernel.stepped(delta, sim.clock.wall())
+    begun = sim.clock.boot()
+    while len(sim.launched) < 5:
+        before = len(sim.launched)
+        sim.run_for(0.5)
+        assert len(sim.launched) <= before + 1
+    assert sim.clock.boot() - begun == pytest.approx(6, abs=1)
+
+
+def test_of_many_gaps_the_long_ones_are_remembered_longer() -> None:
+    sim = site(policy="none")
+    sim.add_job("tick", Every(600))
+    sim.run_for(1)
+    sim.clock.advance(1859)
+    sim.kernel.lost(sim.clock.wall() - 1859, sim.clock.wall(), "the server was down")
+    for after in range(100):
+        sim.kernel.lost(
+            sim.clock.wall() - 2 - after / 100, sim.clock.wall() - after / 100, "the server stood still"
+        )
+    sim.settle()
+    assert [state for _, state, _ in told(sim, "tick")] == ["skipped"] * 3
+
+
+def test_a_run_that_does_not_say_when_it_was_made_is_late_from_its_time_on() -> None:
+    sim = site()
+    sim.add_job("job")
+    run_id = sim.schedule("job", at=sim.clock.wall() + 60)  # as an import may have left it
+    sim.rows[run_id] = sim.rows[run_id].but(times={"schedule": sim.clock.wall() + 60})
+    sim.clock.advance(100)
+    sim.crash()
+    assert sim.state(run_id) is State.SUCCESS and "late" in sim.rows[run_id].meta["reasons"]
+
+
 def test_a_run_put_off_can_be_skipped_and_started() -> None:
     sim = site(pace=0.01)
     sim.add_job("tick", Every(600))

@@ -121,6 +121,7 @@ class Scheduler:
 
     def stepped(self, delta: float, wall: float) -> None:
         """The wall clock was set by `delta` seconds: ends of durations, stored by it, move along."""
+        self._gaps.stepped(delta)
         for run in list(self.runs.values()):
             timers = (run.run_state or {}).get("timers")
             if timers:

@@ -16,6 +16,7 @@ from apsislib.scheduler import lateness
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.cursors import Cursor
 from apsislib.scheduler.ledger import Ledger
+from apsislib.states import State
 
 LATE = 1.0  # s; what begins later than this, because of a gap, is called late
 BUSY = 5.0  # s; and so is, without one, what begins later than this
@@ -59,11 +60,22 @@ class Gaps:
         """Nothing was started between these wall instants."""
         if end <= start:
             return
-        gap = Gap(start, end, reason)
-        self._gaps = [*self._gaps[1 - KEPT :], gap]
+        self._gaps.append(Gap(start, end, reason))
+        if len(self._gaps) > KEPT:  # hiccups go first: by the others runs are judged
+            self._gaps.remove(next((g for g in self._gaps if g.end - g.start < SHORT), self._gaps[0]))
         if end - start >= SHORT:
             for cursor in self._ahead.cursors.behind(end):
                 self._skip(cursor, end)
+
+    def stepped(self, delta: float) -> None:
+        """The wall clock was set: what is paced is so by a clock that is not."""
+        self._slot += delta
+        alarms = self._ledger.alarms
+        for run in self._ledger.runs.values():
+            if run.state is State.SCHEDULED and is_put_off(run):
+                slot = alarms.armed(run.run_id, Alarm.DUE)
+                if slot is not None:
+                    alarms.arm(run.run_id, Alarm.DUE, slot + delta)
 
     def _skip(self, cursor: Cursor, end: float) -> None:
         """An every-second job that was missed for a month: the oldest are not recorded one by one."""
@@ -98,7 +110,9 @@ class Gaps:
             lateness.miss(self._ledger, run, missed if gap is None else f"{gap}; {missed}", wall)
             return None
         # One made by hand for an instant in the past has not been late before it was made.
-        due = run.times["schedule"] if run.occurrence else max(run.times["schedule"], run.times["scheduled"])
+        due = run.times["schedule"]
+        if not run.occurrence:
+            due = max(due, run.times.get("scheduled", due))
         why = self.why(due, wall)
         if why is None or "late" in run.meta.get("reasons", ()):
             return run
@@ -188,6 +202,11 @@ class Gaps:
             plan.room = cap - (len(instants) - bisect_right(instants, plan.instant))
             plan.start = {id(s): plan.instant for s in schedules}
         return plan
+
+
+def is_put_off(run: Run) -> bool:
+    """Whether a run in state scheduled is one that is made up for, in its turn."""
+    return not run.expected and run.occurrence is not None and "late" in run.meta.get("reasons", ())
 
 
 def _last(schedule: Schedule, start: float, end: float) -> float:

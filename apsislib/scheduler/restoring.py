@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from apsislib.errors import ApsisError
 from apsislib.runs import Alarm, Connect, Launch, Run
 from apsislib.scheduler import lateness
-from apsislib.scheduler.gaps import Gaps
+from apsislib.scheduler.gaps import Gaps, is_put_off
 from apsislib.scheduler.ledger import Ledger
 from apsislib.scheduler.waiting import Waiting
 from apsislib.states import State
@@ -39,8 +39,8 @@ def _restore(ledger: Ledger, waiting: Waiting, gaps: Gaps, run: Run, wall: float
     match run.state:
         case State.SCHEDULED:
             ledger.note(run, wall, "restored")
-            put_off = run.occurrence is not None and "late" in run.meta.get("reasons", ())
-            alarms.arm(run.run_id, Alarm.DUE, gaps.slot(wall) if put_off else run.times["schedule"])
+            due = gaps.slot(wall) if is_put_off(run) else run.times["schedule"]
+            alarms.arm(run.run_id, Alarm.DUE, due)
         case State.WAITING:
             ledger.note(run, wall, "restored")
             waiting.restore(run, wall, boot)
