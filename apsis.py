@@ -30,6 +30,8 @@ VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
 RETENTION = 90 * 86400.0  # s; of databases of our own, where the server's file says nothing
 RETIRED = 1_000_000  # runs that retention moves in a day at most: more than a server makes
+WRITER = "apsis-writer"  # the thread that stores what was decided
+UNSTORED = 74  # exit status when that could not be written until the end
 DEATH = 70  # exit status when the timer, the writer or the kernel has failed: restart me
 # Every run makes some hundred objects and few cycles: to look for these at every 700 objects, which is
 # Python's own default, costs a quarter of the engine's time.
@@ -241,7 +243,7 @@ class Apsis:
         if self.agents is not None:
             left += self.agents.stop(deadline)
         if not self.store.close(deadline):
-            left.append("apsis-writer")
+            left.append(WRITER)
         self.feed.close()
         for name in left:
             log.error("thread %s did not end in time", name)
@@ -444,7 +446,7 @@ def serve(args: argparse.Namespace) -> int:
     if left:
         # A user's own program that blocks must not keep the process: its run is taken up at the next start.
         logging.shutdown()
-        os._exit(0)
+        os._exit(UNSTORED if WRITER in left else 0)
     return 0
 
 

@@ -41,7 +41,7 @@ from typing import Any, Protocol
 from apsislib import classes, conditions, templates
 from apsislib.conditions import Binding, BoundOwn, Condition, Enabled, Expand, Verdict
 from apsislib.errors import BadRequest
-from apsislib.runs import Args, Json, Run
+from apsislib.runs import Args, Json, Run, labels
 from apsislib.states import FINISHED, State
 
 INTERVAL = 1.0  # s between two checks of a condition that does not say
@@ -184,7 +184,7 @@ def snapshot(
         dict(run.args),
         run.state.value,
         dict(run.times),
-        tuple((run.meta.get("job") or {}).get("labels") or ()),
+        tuple(labels(run.meta.get("job"))),
         dict(run.meta),
         run.program,
         run.conds,

@@ -15,6 +15,7 @@ bytime   the same in the order of latest transitions
 history   how a job's runs ended
 timeline  runs by job over a span of time, and what fails now
 rows      runs as rows
+damage    rows that can't be read
 files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
 records   what goes in and comes out, besides the kernel's effects
 """

@@ -199,8 +199,8 @@ def explain(path: Path, error: BaseException) -> str:
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
     remedy = {
         sqlite3.SQLITE_NOTADB: "it is no database: set database.path to another file, or restore a backup",
-        sqlite3.SQLITE_CORRUPT: "the file is damaged: restore a backup, or move it away and salvage it with"
-        " `sqlite3 DAMAGED .recover | sqlite3 SALVAGED`",
+        sqlite3.SQLITE_CORRUPT: "the file is damaged: `apsis check-db` says where; restore a backup, or"
+        " move it away and salvage it with `sqlite3 DAMAGED .recover | sqlite3 SALVAGED`",
         sqlite3.SQLITE_FULL: "make room on the disk",
         sqlite3.SQLITE_READONLY: "let the server's user write to the file and its directory",
         sqlite3.SQLITE_CANTOPEN: "let the server's user read and write the file and its directory",

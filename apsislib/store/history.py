@@ -7,16 +7,19 @@ the first columns.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from apsislib.states import FINISHED, State
+from apsislib.store.rows import is_instant
 
 Query = Callable[[str, Collection[Any]], list[Any]]
 
 SOME = 500  # jobs whose latest runs are looked up by one query: some 5 ms
 _ENDED = ", ".join(f"'{state.value}'" for state in sorted(FINISHED))
+_STATES = {state.value for state in State}
 _AHEAD = f"'{State.NEW.value}', '{State.SCHEDULED.value}'"
 
 
@@ -49,19 +52,27 @@ def past(query: Query, job_id: str, args: str | None, before: int, limit: int) -
         )
         every = [query(sql, (job_id, args, state.value, before, limit)) for state in FINISHED]
         rows = sorted((row for rows in every for row in rows), key=lambda row: -row[0])[:limit]
-    return [read_past(*row) for row in rows]
+    return list(read_past(rows))
 
 
-def read_past(
+def read_past(rows: Iterable[Sequence[Any]]) -> Iterator[Past]:
+    """Rows as what is shown of them, but for damaged ones, which are said to be so where runs are read."""
+    for row in rows:
+        with suppress(ValueError, TypeError, RecursionError):
+            yield _read_past(*row)
+
+
+def _read_past(
     number: int, state: str, args: str, schedule: float | None, times: str, timestamp: float
 ) -> Past:
-    """The columns of a row as what is shown of it. Of an unfinished run, `ended` is its latest transition."""
-    try:
-        known = json.loads(times)
-        ends = [float(known[s.value]) for s in FINISHED if s.value in known]
-        begun = float(known["running"]) if "running" in known else None
-    except (ValueError, TypeError):  # a damaged row: what is left of it
-        ends, begun = [], None
+    """Of an unfinished run, `ended` is its latest transition."""
+    known = json.loads(times)
+    if not isinstance(known, dict) or not is_instant(timestamp, *known.values()):
+        raise ValueError("no instants")
+    if not isinstance(json.loads(args), dict):
+        raise ValueError("no args")
+    ends = [known[s.value] for s in FINISHED if s.value in known]
+    begun = known.get("running")
     # Of a run that was marked later the first end is the one of its program.
     ended = min(ends, default=timestamp)
     over = State(state) in FINISHED
@@ -85,7 +96,8 @@ def latest(query: Query, job_ids: Sequence[str]) -> Iterator[tuple[str, int, Sta
             (json.dumps(job_ids[at : at + SOME]),),
         )
         for job_id, number, state, timestamp in rows:
-            yield job_id, number, State(state), timestamp
+            if state in _STATES and is_instant(timestamp):
+                yield job_id, number, State(state), timestamp
 
 
 def outcomes(
@@ -105,6 +117,6 @@ def outcomes(
     for _, state, due, timestamp in rows:
         if timestamp < since:
             return found, None
-        if state in ended:
+        if state in ended and is_instant(due):
             found.append((ended[state], due))
     return found, rows[-1][0] if len(rows) == limit else None

@@ -12,7 +12,8 @@ from threading import Condition
 from apsislib.clock import Clock
 from apsislib.errors import Unavailable
 from apsislib.store import files
-from apsislib.store.reader import Damage, Reader
+from apsislib.store.damage import Damage
+from apsislib.store.reader import Reader
 
 IDLE = 16  # connections kept open for the next reader; opening one takes 0.2 ms
 

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
-from threading import Lock
 from typing import Any, TypeVar
 
 from apsislib.clock import Clock, Deadline
@@ -17,8 +16,9 @@ from apsislib.errors import ApsisError
 from apsislib.runs import Args, Owe, Run, canonical, run_number
 from apsislib.states import FINISHED, State
 from apsislib.store import bytime, history, outputs, searching, timeline
+from apsislib.store.damage import UNREADABLE, Damage, read_job, read_owed
 from apsislib.store.records import OutputInfo
-from apsislib.store.rows import COLUMNS, dump, from_row, from_text
+from apsislib.store.rows import COLUMNS, dump, from_row
 from apsislib.terms import Term
 
 log = logging.getLogger(__name__)
@@ -38,25 +38,6 @@ UNFINISHED = tuple(state for state in State if state not in FINISHED)
 _RETIRABLE = (
     "timestamp < ? AND state IN (SELECT value FROM json_each(?)) AND (occurrence IS NULL OR schedule < ?)"
 )
-
-
-class Damage:
-    """Rows that could not be read: each is logged once, counted, and otherwise left out."""
-
-    def __init__(self) -> None:
-        self._lock = Lock()  # protects _seen; leaf
-        self._seen: set[tuple[str, Any]] = set()
-
-    @property
-    def count(self) -> int:
-        return len(self._seen)
-
-    def note(self, table: str, key: Any, error: Exception) -> None:
-        with self._lock:
-            if (table, key) in self._seen:
-                return
-            self._seen.add((table, key))
-        log.error("unreadable row left out, table=%s key=%s: %s", table, key, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +81,7 @@ class Reader:
         for row in rows:
             try:
                 found.append(read(row))
-            except (ValueError, TypeError, KeyError, RecursionError) as error:
+            except UNREADABLE as error:
                 self._damage.note(table, row[0], error)
         return found
 
@@ -429,12 +410,12 @@ class Reader:
     def owed(self) -> list[Owe]:
         """The actions that are owed, in the order in which they came to be."""
         rows = self._all("SELECT cause, run, action FROM owed ORDER BY seq")
-        return self._readable("owed", rows, lambda row: Owe(row[0], from_text(row[1]), json.loads(row[2])))
+        return self._readable("owed", rows, read_owed)
 
     def ad_hoc(self) -> list[tuple[str, dict[str, Any]]]:
         """(job ID, definition) of the jobs that came without a file."""
         rows = self._all("SELECT job_id, job FROM jobs ORDER BY job_id")
-        return self._readable("jobs", rows, lambda row: (row[0], dict(json.loads(row[1]))))
+        return self._readable("jobs", rows, read_job)
 
     def clock(self) -> float | None:
         """Everything due before this instant has been claimed; None in a new database."""

@@ -37,7 +37,26 @@ _encode = json.JSONEncoder(
 ).encode
 
 
-_decode = json.JSONDecoder().decode
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if value - value == 0 else _no_number(text)
+
+
+_decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number).decode
+
+_TEXT, _NUMBER, _MAPPING = frozenset({str}), frozenset({float, int}), frozenset({dict})
+_NONE = type(None)
+# Of metadata: name, what stands for it where it is not there, and what it may be.
+_META: list[tuple[str, Any, tuple[type, ...]]] = [
+    ("job", None, (_NONE, dict)),
+    ("alarms", [], (list,)),
+    ("reasons", {}, (dict,)),
+]
+_FIRST, _END = -62_135_596_800.0, 253_402_300_800.0  # years 1 to 9999
 
 
 def dump(value: Any) -> str:
@@ -111,9 +130,40 @@ def from_row(row: tuple[Any, ...]) -> Run:
         rev=rev,
     )
     # json reads more than we write: a row that was damaged into other JSON must not travel on.
-    if not (isinstance(run.args, dict) and isinstance(times, dict) and isinstance(meta, dict)):
-        raise ValueError("args, times and meta must be mappings")
+    if wrong := _misshapen(run, conds, actions):
+        raise ValueError(f"{wrong} is not what a run has there")
     return run
+
+
+def _misshapen(run: Run, conds: Any, actions: Any) -> str | None:
+    """The column whose JSON is no part of a run; None: all are. (In few calls: every run that is read.)"""
+    args, times, meta, program, run_state = run.args, run.times, run.meta, run.program, run.run_state
+    if type(args) is not dict or not _TEXT.issuperset(map(type, args.values())):
+        return "args"
+    if type(times) is not dict or not is_instant(run.timestamp, *times.values()):
+        return "times"
+    if type(meta) is not dict or not all(
+        [type(meta.get(name, blank)) in kinds for name, blank, kinds in _META]
+    ):
+        return "meta"
+    if program is not None and type(program) is not dict:
+        return "program"
+    if run_state is not None and type(run_state) is not dict:
+        return "run_state"
+    for name, values in (("conds", conds), ("actions", actions)):
+        if values and (type(values) is not list or not _MAPPING.issuperset(map(type, values))):
+            return name
+    for cond in run.conds:
+        if cond.get("type") == "dependency" and not (
+            type(cond.get("job_id")) is str and type(cond.get("args")) is dict
+        ):
+            return "conds"
+    return None
+
+
+def is_instant(*values: Any) -> bool:
+    """Whether all are seconds that can be shown as dates."""
+    return _NUMBER.issuperset(map(type, values)) and min(values) >= _FIRST and max(values) < _END
 
 
 def to_text(run: Run) -> str:

@@ -21,6 +21,7 @@ from apsislib.states import finished
 from apsislib.store import files
 from apsislib.store.backlog import Backlog
 from apsislib.store.batches import write
+from apsislib.store.damage import unreadable
 from apsislib.store.pool import Pool
 from apsislib.store.reader import Reader
 from apsislib.store.records import Chunk, DeleteRuns, Entry, Grew, SetMeta, Sweep, Version, Written, run_id_of
@@ -417,11 +418,11 @@ class Store:
             db = files.connect(self.path, "ro", self._timeout)
             try:
                 found = [text for (text,) in db.execute("PRAGMA integrity_check")]
+                return unreadable(db) if found == ["ok"] else found
             finally:
                 db.close()
         except sqlite3.Error as error:
             return [str(error)]
-        return [] if found == ["ok"] else found
 
     # -- apsis-writer ------------------------------------------------------------------------------
 

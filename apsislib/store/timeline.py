@@ -65,7 +65,7 @@ def bars(query: Query, lane: Lane, since: float, until: float, limit: int) -> li
         f" AND state IN ({_ENDED}) ORDER BY number DESC LIMIT ?",
         (lane.job_id, lane.first, lane.last, since, until + AFTER, limit),
     )
-    return [run for run in (read_past(*row) for row in rows) if (run.begun or run.ended) < until]
+    return [run for run in read_past(rows) if (run.begun or run.ended) < until]
 
 
 def slots(query: Query, lane: Lane, since: float, until: float, count: int) -> list[tuple[int, int, int]]:
@@ -88,7 +88,7 @@ def active(query: Query, limit: int) -> list[tuple[str, Past]]:
             (state.value, limit),
         )
     rows.sort(key=lambda row: -row[1])
-    return [(row[0], read_past(*row[1:])) for row in rows[:limit]]
+    return [(row[0], run) for row in rows[:limit] for run in read_past([row[1:]])]
 
 
 def standing(query: Query, since: float) -> list[Any]:
