@@ -204,6 +204,8 @@ def test_bytes_that_are_no_text_are_said(tmp_path: Path) -> None:
         (". /etc/profile; /opt/X", "x"),
         ("$HOME/bin/thing", "thing"),
         ("sh", "sh"),
+        ("perl -e 'sleep int(rand(9))' && certbot -q renew", "certbot"),
+        ("sleep 20; /opt/late", "late"),
         ("'unbalanced", "unbalanced"),
         ("!!!", "job"),
         ("../..", "job"),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,22 @@ def test_an_import_of_what_the_old_database_was_before_begins_anew(tmp_path: Pat
     new, report = brought(path)
     assert sum(report["runs"].values()) == 50 and "of another time" not in str(report["remarks"])
     assert not part.exists() and new.exists()
+
+
+def test_an_import_that_another_release_began_begins_anew(tmp_path: Path) -> None:
+    path = filled(tmp_path / "old.db", 20)
+    once = whole(brought(path)[0])
+    (tmp_path / "new.db").unlink()
+    old = OldFile(path)
+    half = Import(tmp_path / "new.db", old.fingerprint(), path, 1.0)
+    with half.stretch("runs", 20):
+        half.remark("left", "r1", "of another release")
+    half.close()
+    old.close()
+    with closing(sqlite3.connect(tmp_path / "new.db.importing")) as db:
+        db.execute("PRAGMA user_version = 1")
+    new, report = brought(path)
+    assert whole(new) == once and "of another release" not in str(report["remarks"])
 
 
 def test_a_full_disk_is_said_and_the_import_goes_on_later(tmp_path: Path) -> None:

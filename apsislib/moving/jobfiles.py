@@ -21,9 +21,11 @@ _OF_BASH = re.compile(r"\b(?:function|select|source|time|coproc|declare|typeset|
 # Words before the one that says what a command is about.
 _WRAPPERS = {
     *("nice", "ionice", "chrt", "nohup", "setsid", "time", "timeout", "stdbuf", "env", "sudo", "exec"),
-    *("flock", "chronic", "cronic", "systemd-cat", "run-parts", "command", "if", "then"),
+    *("flock", "chronic", "cronic", "systemd-cat", "run-parts", "command", "sleep", "if", "then"),
     *("sh", "bash", "dash", "python", "python3", "perl", "ruby", "node", "php"),
 }
+# Options of these that a word belongs to: of sudo whom, of the others a program in itself.
+_VALUED = {("sudo", "-u"), ("sudo", "-g"), ("perl", "-e"), ("ruby", "-e"), ("node", "-e"), ("php", "-r")}
 _LONGEST = 40  # characters of a name
 _SCRIPT = (".sh", ".bash", ".py", ".pl", ".rb", ".js", ".php", ".bin", ".exe")
 
@@ -136,7 +138,7 @@ def _telling(words: Sequence[str]) -> Iterator[str]:
         elif base in ("test", "[", "[["):
             passed = len(words)
         elif word.startswith("-"):
-            passed = int(wrapper == "sudo" and word in ("-u", "-g", "--user", "--group"))
+            passed = int((wrapper, word) in _VALUED)
         elif "=" in word.partition("/")[0] or not any(map(str.isalnum, word)):
             continue
         elif base in _WRAPPERS:

@@ -70,6 +70,8 @@ class Import:
             raise
 
     def _open(self, source: str, like: Path) -> Connection:
+        if self._part.exists() and not _is_current(self._part):
+            self._discard()  # begun by another release, whose tables would have to be migrated half filled
         if not self._part.exists():
             files.make_alike(self._part, like)
         db = files.open_database(self._part)
@@ -86,8 +88,7 @@ class Import:
             raise ApsisError(files.explain(self._part, error)) from error
         if not fresh:  # of what the source was before
             db.close()
-            for end in ("", "-wal", "-shm"):
-                self._part.with_name(self._part.name + end).unlink(missing_ok=True)
+            self._discard()
             files.make_alike(self._part, like)
             db = files.open_database(self._part)
         with files.transaction(db):
@@ -104,6 +105,10 @@ class Import:
                 [("importing", source), ("imported", self.began)],
             )
         return db
+
+    def _discard(self) -> None:
+        for end in ("-wal", "-shm", ""):
+            self._part.with_name(self._part.name + end).unlink(missing_ok=True)
 
     def close(self) -> None:
         self._db.close()
@@ -270,6 +275,15 @@ class Import:
             "remarks": [list(remark) for remark in remarks],
             "remarks_in_all": one("SELECT count(*) FROM import_remarks")[0],
         }
+
+
+def _is_current(part: Path) -> bool:
+    """Whether a file is of this release, or empty. ApsisError: it can't be read."""
+    try:
+        with closing(files.connect(part, "ro")) as db:
+            return db.execute("PRAGMA user_version").fetchone()[0] in (0, len(files.MIGRATIONS))
+    except sqlite3.Error as error:
+        raise ApsisError(files.explain(part, error)) from error
 
 
 def _report(db: Connection) -> dict[str, Any] | None:
