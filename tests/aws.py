@@ -98,8 +98,7 @@ class Aws:
 
     def _end_agents(self) -> None:
         for agent in self.agents.values():
-            with suppress(ProcessLookupError):
-                os.killpg(agent.pid, signal.SIGKILL)
+            _end_container(agent)
             agent.wait()
 
     def define(self, family: str, **environment: str) -> None:
@@ -170,7 +169,7 @@ class Aws:
         self._change()
 
     def kill_agent(self, arn: str) -> None:
-        os.killpg(self.agents[arn].pid, signal.SIGKILL)
+        _end_container(self.agents[arn])
 
     def _change(self) -> None:
         with self._changed:
@@ -244,8 +243,7 @@ class Aws:
                 if agent is None or arn in self.frozen:
                     continue
                 if task["lastStatus"] == "STOPPED":
-                    with suppress(ProcessLookupError):
-                        os.killpg(agent.pid, signal.SIGKILL)
+                    _end_container(agent)
                 elif (code := agent.poll()) is not None:
                     self.end(arn, "Essential container in task exited", code if code >= 0 else 128 - code)
 
@@ -278,6 +276,15 @@ class Aws:
                 )
             self._shown[arn] = {}
         self._change()
+
+
+def _end_container(agent: subprocess.Popen[bytes]) -> None:
+    """Kill an agent and its programs, each in a session of its own, as the end of their container would."""
+    if agent.poll() is None:
+        programs = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        for pid in (agent.pid, *map(int, programs)):
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
 
 
 def _unlike_aws(params: Params) -> list[str]:
