@@ -33,12 +33,6 @@ def record(cls: type[T]) -> type[T]:
     return dataclass(slots=True)(cls)
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(field,))
-def open_record(cls: type[T]) -> type[T]:
-    """The same without slots, for a record that is copied a lot."""
-    return dataclass(cls)
-
-
 quoted = json.encoder.encode_basestring  # a string as JSON, non-ASCII as it is
 
 
@@ -196,15 +190,7 @@ class Job:
 # -- runs ----------------------------------------------------------------------------------------
 
 
-class _Key:
-    """Run.key, worked out when it is first asked for, and from then on a plain attribute."""
-
-    def __get__(self, run: Run, _: type) -> tuple[str, str]:
-        found = run.__dict__["key"] = run.job_id, canonical(run.args)
-        return found
-
-
-@open_record
+@record
 class Run:
     """One execution of a job with args."""
 
@@ -233,15 +219,20 @@ class Run:
     # Not stored: `conds` as conditions.Bound, where binding has just made them.
     judged: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
 
-    key = _Key()  # (job ID, canonical args): what conditions compare
+    # (job ID, canonical args): what conditions compare. Not to be given: worked out from the two.
+    key: tuple[str, str] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.job_id, canonical(self.args)  # type: ignore[misc]
 
     def but(self, **changes: Any) -> Run:
-        """The same run with other values: replace(), at a tenth of its cost. Runs change a lot.
+        """The same run with other values: replace(), at a third of its cost.
 
         Never of run_id, job_id and args, which `key` is made of; tests/test_layers.py looks for that.
         """
-        new = _new(Run)
-        new.__dict__ = self.__dict__ | changes
+        new = _copy(self)
+        for name, value in changes.items():
+            setattr(new, name, value)
         return new
 
     @property
@@ -253,6 +244,58 @@ class Run:
 
 
 _new = object.__new__
+
+
+def moved(
+    run: Run, state: State, wall: float, times: Mapping[str, float], meta: Json, run_state: Json | None
+) -> Run:
+    """The run after a transition. Runs do little else, so it is written out as nothing is faster."""
+    new: Any = _new(Run)
+    new.run_id = run.run_id
+    new.job_id = run.job_id
+    new.args = run.args
+    new.state = state
+    new.timestamp = wall
+    new.times = times
+    new.expected = False
+    new.program = run.program
+    new.conds = run.conds
+    new.actions = run.actions
+    new.meta = meta
+    new.run_state = run_state
+    new.occurrence = run.occurrence
+    new.cause = run.cause
+    new.rerun_of = run.rerun_of
+    new.rev = run.rev + 1
+    new.limits = run.limits
+    new.judged = None
+    new.key = run.key
+    return new  # type: ignore[no-any-return]
+
+
+def _copy(run: Run) -> Run:
+    new: Any = _new(Run)
+    new.run_id = run.run_id
+    new.job_id = run.job_id
+    new.args = run.args
+    new.state = run.state
+    new.timestamp = run.timestamp
+    new.times = run.times
+    new.expected = run.expected
+    new.program = run.program
+    new.conds = run.conds
+    new.actions = run.actions
+    new.meta = run.meta
+    new.run_state = run.run_state
+    new.occurrence = run.occurrence
+    new.cause = run.cause
+    new.rerun_of = run.rerun_of
+    new.rev = run.rev
+    new.limits = run.limits
+    new.judged = run.judged
+    new.key = run.key
+    return new  # type: ignore[no-any-return]
+
 
 # -- alarms --------------------------------------------------------------------------------------
 
@@ -440,9 +483,13 @@ class Wake:
 
 @record
 class Forget:
-    """After the commit of the verdict and the last output: the agent may delete its record."""
+    """After the commit of the verdict and the last output: the agent may delete its record.
+
+    `run_state`: where the process was, which a run that has ended has not.
+    """
 
     run: Run
+    run_state: Json | None = None
 
 
 @record

@@ -442,7 +442,7 @@ class Stage:
                 program.wake(run, self._host)
             case Forget():
                 del self._bound[run.run_id]
-                program.forget(run, self._host)
+                program.forget(run.but(run_state=effect.run_state), self._host)
 
     def _bind(self, effect: Bind) -> None:
         now = self.clock.wall()

@@ -139,9 +139,9 @@ class Acting:
                 program.signal(run, self._host, signum, stop)
             case Wake():
                 program.wake(run, self._host)
-            case Forget():
+            case Forget(run_state=run_state):
                 del self._bound[run.run_id]
-                program.forget(run, self._host)
+                program.forget(run.but(run_state=run_state), self._host)
 
     def _overtake_locked(self, effects: Iterable[Effect]) -> None:
         """The disk fails: a stop or kill must not wait for it to be repaired."""

@@ -232,7 +232,7 @@ class Scheduler:
         run = self._ahead.claim(run)
         if run.state in OCCUPYING:
             run = run.but(meta=given_up(run))
-            self._ledger.outbox.append(Forget(run))
+            self._ledger.outbox.append(Forget(run, run.run_state))
         if strip:
             run = run.but(meta={k: v for k, v in run.meta.items() if k != "program"})
         self._ledger.output(run, message, "traceback")

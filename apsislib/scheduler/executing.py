@@ -134,7 +134,7 @@ class Executing:
             self._ledger.outbox.append(Output(run.run_id, report.output))
         text = f"{state}: {report.message}" if report.message else None
         ended = self._ledger.move(run, state, wall, text, meta=meta)
-        self._ledger.outbox.append(Forget(ended.but(run_state=run.run_state)))
+        self._ledger.outbox.append(Forget(ended, run.run_state))
 
     def _store_state(self, run: Run, run_state: Json) -> Run:
         return self._ledger.alter(run.but(run_state=keep(run, run_state)))
@@ -157,7 +157,7 @@ class Executing:
             self._ledger.note(run, wall, "to be stopped as soon as it runs")
         else:
             self._ledger.move(run, State.SKIPPED, wall, "skipped: stopped before it was sent to an agent")
-            self._ledger.outbox.append(Forget(run))
+            self._ledger.outbox.append(Forget(run, run.run_state))
 
     def signal(self, run: Run, signum: int, wall: float, stop: bool) -> Run:
         name = signal_name(signum)
@@ -199,7 +199,7 @@ class Executing:
         told = ": may have started" if run.state is State.STARTING else ""
         text = f"error: procstar: agent reconnect timeout: conn_id {conn_id}, last heard of {when}{told}"
         ended = self._ledger.move(run, State.ERROR, wall, text, meta=given_up(run))
-        self._ledger.outbox.append(Forget(ended.but(run_state=run.run_state)))
+        self._ledger.outbox.append(Forget(ended, run.run_state))
 
     def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
         """How a run that was given up really ended. It stays what it is: others have acted on that.
@@ -219,7 +219,7 @@ class Executing:
         if state not in (State.ERROR, run.state):
             text = f"it stays {run.state}; to accept the late verdict: apsis mark {state} {run.run_id}"
             ledger.note(run, wall, text)
-        ledger.outbox.append(Forget(run.but(run_state=run.meta.get("given_up"))))
+        ledger.outbox.append(Forget(run, run.meta.get("given_up")))
 
 
 def given_up(run: Run) -> Json:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from apsislib import actions, catchup
 from apsislib.conditions import OCCUPYING, RunKey
 from apsislib.errors import RunError
-from apsislib.runs import Alarm, Effect, Json, Note, Output, Owe, Run, Save
+from apsislib.runs import Alarm, Effect, Json, Note, Output, Owe, Run, Save, moved
 from apsislib.scheduler.alarms import Alarms
 from apsislib.scheduler.waits import Outcomes, Waits
 from apsislib.states import ACTIVE, FINISHED, TRANSITIONS, WAITING, State
@@ -113,16 +113,7 @@ class Ledger:
                 self.alarms.disarm(run_id, Alarm.WAITING)
                 self.waits.leave(run_id)
         name = state._value_
-        run = run.but(
-            state=state,
-            timestamp=wall,
-            times={**times, name: wall},
-            meta=meta,
-            run_state=run_state,
-            rev=run.rev + 1,
-            expected=False,
-            judged=None,  # who waits has them
-        )
+        run = moved(run, state, wall, {**times, name: wall}, meta, run_state)
         self.runs[run_id] = run
         self.outbox += (Save(run), Note(run_id, wall, message or name))
         if run.actions or self.settings.actions:
