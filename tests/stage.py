@@ -453,7 +453,7 @@ class Stage:
                 times["stop"] = occurrence.stop
             runs.append(self._made(effect.job, args, times, expected=True, occurrence=identity))
         notes = [occurrence.note for occurrence, _, _ in effect.occurrences]
-        self.kernel.expect(effect.token, runs, notes, now, self.clock.boot())
+        self.kernel.expect(effect.token, runs, notes)
 
     def _do(self, owe: Owe) -> None:
         now = self.clock.wall()
