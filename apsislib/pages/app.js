@@ -16,7 +16,7 @@ const TABS = [
 ];
 
 const VIEWS = [
-  { path: /^\/(?:index\.html)?$/, load: () => import("./views/today.js"), tab: "/" },
+  { path: /^\/(?:index\.html|today\/?)?$/, load: () => import("./views/today.js"), tab: "/" },
   { path: /^\/runs\/?$/, load: () => import("./views/runs.js"), tab: "/runs" },
   { path: /^\/runs\/([^/]+)\/?$/, load: () => import("./views/run.js"), tab: "/runs" },
   { path: /^\/jobs(?:\/(.*))?$/, load: () => import("./views/jobs.js"), tab: "/jobs" },

@@ -8,6 +8,7 @@ import { subscribe } from "./live.js";
 import { ACTIVE } from "./times.js";
 
 const MOST = 1000; // runs of a kind that are kept; beyond, they are only counted
+const SOON = 15; // starts to come, of the twenty that the server says, below which it is asked for more
 const OFTEN = 3000; // ms between two questions for all of it
 const SELDOM = 60_000; // ms after which it is asked for though nothing is known to have changed
 
@@ -28,6 +29,7 @@ const watchers = new Set();
 /** The instance of a run: its job and args. */
 export const instanceOf = (run) => JSON.stringify([run.job_id, run.args]);
 
+export const numberOf = (run) => Number(run.run_id.slice(1));
 export const running = () => [...board.active.values()].filter((run) => run.state !== "waiting");
 export const waiting = () => [...board.active.values()].filter((run) => run.state === "waiting");
 export const late = () => [...board.active.values()].filter((run) => run.alarms?.length);
@@ -52,7 +54,7 @@ function put(run) {
   if (run.state !== "scheduled" && board.next.some((start) => start.run_id === run.run_id)) {
     board.next = board.next.filter((start) => start.run_id !== run.run_id);
     changed = true;
-    if (board.next.length < 15) reloadSoon();
+    if (board.next.length < SOON) reloadSoon();
   }
   if (ACTIVE.includes(run.state)) {
     if (run.state === "waiting" && !active.has(run.run_id)) reloadSoon(); // why?
@@ -61,13 +63,20 @@ function put(run) {
     return;
   }
   changed = active.delete(run.run_id) || changed;
+  if (run.state === "scheduled" || run.state === "new") {
+    if (board.next.length < SOON || run.times.schedule < board.next.at(-1).time) reloadSoon();
+    return;
+  }
   const instance = instanceOf(run);
+  const before = failing.get(instance);
+  // Only a later run makes a failure good, or takes its place.
+  if (before && numberOf(run) < numberOf(before)) return;
   if (run.state === "failure" || run.state === "error") {
     failing.delete(instance); // to the end: the newest
     failing.set(instance, run);
     if (failing.size > MOST) failing.delete(failing.keys().next().value);
     changed = true;
-  } else if (run.state === "success" || failing.get(instance)?.run_id === run.run_id) {
+  } else if (run.state === "success" || before?.run_id === run.run_id) {
     changed = failing.delete(instance) || changed;
   }
 }
@@ -95,7 +104,13 @@ let asked = 0;
 
 function reloadSoon() {
   if (timer !== null) return;
-  timer = setTimeout(() => { timer = null; reload(); }, Math.max(300, asked + OFTEN - Date.now()));
+  timer = setTimeout(
+    () => {
+      timer = null;
+      reload();
+    },
+    Math.max(300, asked + OFTEN - Date.now()),
+  );
 }
 
 function reload() {

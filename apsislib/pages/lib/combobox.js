@@ -6,8 +6,12 @@ import { quote } from "./filters.js";
 
 const STATES = ["scheduled", "waiting", "starting", "running", "stopping", "success", "failure", "error", "skipped"];
 const KEYS = [
-  ["state:", "one of some states"], ["label:", "a label of the job"], ["path:", "the job, or the folder that it is in"],
-  ["alarm:", "late, missed or long"], ["since:", "changed since a time, or so long ago"], ["until:", "changed before"],
+  ["state:", "one of some states"],
+  ["label:", "a label of the job"],
+  ["path:", "the job, or the folder that it is in"],
+  ["alarm:", "late, missed or long"],
+  ["since:", "changed since a time, or so long ago"],
+  ["until:", "changed before"],
 ];
 const TIMES = ["1h", "24h", "7d", "now"];
 
@@ -23,14 +27,29 @@ export const LANGUAGE = [
   ["alarm:late", "it was late, missed or long"],
   ["since:2h  until:2031-05-06", "its latest change is not older, or is older"],
   ["!label:test", "the contrary of any of these"],
-  ["\"two words\"", "quotes hold a word together; in them, \\ stands before a quote"],
+  ['"two words"', "quotes hold a word together; in them, \\ stands before a quote"],
 ];
 
 /** A field (to be put somewhere) that calls `apply(text)` on Enter, when it is left, or when a word is chosen. */
 export function searchField({ label, placeholder, apply }) {
-  const list = el("ul", { role: "listbox", id: "completions", class: "completions", hidden: true, "aria-label": "Completions" });
-  const input = el("input", { type: "search", placeholder, autocomplete: "off", spellcheck: false, role: "combobox", "aria-label": label,
-    "aria-expanded": "false", "aria-controls": "completions", "aria-autocomplete": "list" });
+  const list = el("ul", {
+    role: "listbox",
+    id: "completions",
+    class: "completions",
+    hidden: true,
+    "aria-label": "Completions",
+  });
+  const input = el("input", {
+    type: "search",
+    placeholder,
+    autocomplete: "off",
+    spellcheck: false,
+    role: "combobox",
+    "aria-label": label,
+    "aria-expanded": "false",
+    "aria-controls": "completions",
+    "aria-autocomplete": "list",
+  });
   let options = [];
   let at = -1;
   let applied = "";
@@ -46,8 +65,25 @@ export function searchField({ label, placeholder, apply }) {
   function show(found) {
     const marked = options[at]?.[0]; // stays marked, if a late answer has it too
     options = found;
-    fill(list, found.map(([text, hint], n) => el("li", { role: "option", id: `completion-${n}`, "aria-selected": "false",
-      onpointerdown: (event) => { event.preventDefault(); choose(n); } }, el("span", { class: "mono" }, text), hint ? el("span", { class: "soft" }, hint) : null)));
+    fill(
+      list,
+      found.map(([text, hint], n) =>
+        el(
+          "li",
+          {
+            role: "option",
+            id: `completion-${n}`,
+            "aria-selected": "false",
+            onpointerdown: (event) => {
+              event.preventDefault();
+              choose(n);
+            },
+          },
+          el("span", { class: "mono" }, text),
+          hint ? el("span", { class: "soft" }, hint) : null,
+        ),
+      ),
+    );
     list.hidden = !found.length;
     input.setAttribute("aria-expanded", String(found.length > 0));
     mark(marked === undefined ? -1 : found.findIndex(([text]) => text === marked));
@@ -63,7 +99,10 @@ export function searchField({ label, placeholder, apply }) {
 
   const complete = settled(async () => {
     const found = word();
-    if (!found || document.activeElement !== input) { close(); return; }
+    if (!found || document.activeElement !== input) {
+      close();
+      return;
+    }
     const mine = ++asked;
     const [, whole] = found;
     const text = whole.replace(/^!/, "");
@@ -72,15 +111,26 @@ export function searchField({ label, placeholder, apply }) {
     const [, key, rest] = /^(state|alarm|since|until|label|path):(.*)$/.exec(text) ?? [];
     const last = (rest ?? "").split(",").at(-1);
     const head = (rest ?? "").slice(0, (rest ?? "").length - last.length);
-    const among = (all) => all.filter((one) => one.startsWith(last.toLowerCase()) && one !== last).map((one) => [`${not}${key}:${head}${one}`]);
+    const among = (all) =>
+      all
+        .filter((one) => one.startsWith(last.toLowerCase()) && one !== last)
+        .map((one) => [`${not}${key}:${head}${one}`]);
     try {
       if (key === "state") words = among(STATES);
       else if (key === "alarm") words = among(["late", "missed", "long"]);
       else if (key === "since" || key === "until") words = among(TIMES);
-      else if (key === "label") words = (await get("/complete", { q: rest.replace(/^"/, "") })).labels.map((one) => [`${not}label:${quote(one)}`]);
+      else if (key === "label")
+        words = (await get("/complete", { q: rest.replace(/^"/, "") })).labels.map((one) => [
+          `${not}label:${quote(one)}`,
+        ]);
       else if (key === "path") {
-        const paths = (await get("/complete", { q: rest.replace(/^"/, "") })).jobs.flatMap((one) => [one.split("/").slice(0, -1).join("/"), one]);
-        words = [...new Set(paths)].filter((one) => one && one.startsWith(rest)).map((one) => [`${not}path:${quote(one)}`]);
+        const paths = (await get("/complete", { q: rest.replace(/^"/, "") })).jobs.flatMap((one) => [
+          one.split("/").slice(0, -1).join("/"),
+          one,
+        ]);
+        words = [...new Set(paths)]
+          .filter((one) => one && one.startsWith(rest))
+          .map((one) => [`${not}path:${quote(one)}`]);
       } else if (text && !text.includes("=")) {
         const answer = await get("/complete", { q: text.replace(/^"/, "") });
         words = [
@@ -90,7 +140,9 @@ export function searchField({ label, placeholder, apply }) {
           ...answer.params.slice(0, 3).map((one) => [`${not}${quote(one)}=`, "arg"]),
         ];
       } else if (!text) words = KEYS.map(([one, hint]) => [`${not}${one}`, hint]);
-    } catch { /* without completions, then */ }
+    } catch {
+      /* without completions, then */
+    }
     if (mine === asked && document.activeElement === input) show(words.slice(0, 10));
   }, 120);
 
@@ -102,13 +154,18 @@ export function searchField({ label, placeholder, apply }) {
     input.value = `${input.value.slice(0, start)}${text}${open ? "" : " "}${input.value.slice(end).trimStart()}`;
     const cursor = start + text.length + (open ? 0 : 1);
     input.setSelectionRange(cursor, cursor);
-    if (open) complete(); else { close(); commit(); }
+    if (open) complete();
+    else {
+      close();
+      commit();
+    }
   }
 
   function mark(n) {
     at = n;
     for (const [other, item] of [...list.children].entries()) item.setAttribute("aria-selected", String(other === n));
-    if (n >= 0) input.setAttribute("aria-activedescendant", `completion-${n}`); else input.removeAttribute("aria-activedescendant");
+    if (n >= 0) input.setAttribute("aria-activedescendant", `completion-${n}`);
+    else input.removeAttribute("aria-activedescendant");
   }
 
   function commit() {
@@ -118,9 +175,19 @@ export function searchField({ label, placeholder, apply }) {
     apply(text);
   }
 
-  input.oninput = () => { if (input.value === "") { close(); commit(); } else complete(); };
-  input.onclick = () => { if (!input.value) complete(); };
-  input.onblur = () => { close(); commit(); };
+  input.oninput = () => {
+    if (input.value === "") {
+      close();
+      commit();
+    } else complete();
+  };
+  input.onclick = () => {
+    if (!input.value) complete();
+  };
+  input.onblur = () => {
+    close();
+    commit();
+  };
   input.onkeydown = (event) => {
     const open = !list.hidden && options.length > 0;
     if (event.key === "ArrowDown" && !open) complete();
@@ -128,14 +195,23 @@ export function searchField({ label, placeholder, apply }) {
     else if (event.key === "ArrowUp" && open) mark(at <= 0 ? options.length - 1 : at - 1);
     else if (event.key === "Enter" && open && at >= 0) choose(at);
     else if (event.key === "Tab" && open && at >= 0 && !event.shiftKey) choose(at);
-    else if (event.key === "Enter") { close(); commit(); } else if (event.key === "Escape" && open) close();
-    else if (event.key === "Escape" && input.value) { input.value = ""; commit(); } else return;
+    else if (event.key === "Enter") {
+      close();
+      commit();
+    } else if (event.key === "Escape" && open) close();
+    else if (event.key === "Escape" && input.value) {
+      input.value = "";
+      commit();
+    } else return;
     event.preventDefault();
     event.stopPropagation();
   };
   return {
     box: el("div", { class: "combobox" }, input, list),
     input,
-    set(text) { if (document.activeElement !== input || text !== input.value.trim()) input.value = text; applied = text; },
+    set(text) {
+      if (document.activeElement !== input || text !== input.value.trim()) input.value = text;
+      applied = text;
+    },
   };
 }

@@ -2,12 +2,26 @@
 
 import { parseTime } from "./times.js";
 
-export const STATES = ["scheduled", "waiting", "starting", "running", "stopping", "success", "failure", "error", "skipped"];
+export const STATES = [
+  "scheduled",
+  "waiting",
+  "starting",
+  "running",
+  "stopping",
+  "success",
+  "failure",
+  "error",
+  "skipped",
+];
 export const SHOWN = [20, 50, 100, 200, 500, 1000]; // rows of a page
 const USUAL = 50;
 const LISTS = ["keywords", "labels", "args", "states"];
 // Addresses of earlier releases: show=failed and so on.
-const OLD_SHOWS = { active: ["waiting", "starting", "running", "stopping"], failed: ["failure", "error"], upcoming: ["scheduled"] };
+const OLD_SHOWS = {
+  active: ["waiting", "starting", "running", "stopping"],
+  failed: ["failure", "error"],
+  upcoming: ["scheduled"],
+};
 
 /** `a,b\,c` as ["a", "b,c"]. */
 const split = (text) => (text.match(/(?:\\.|[^,\\])+|\\$/gs) ?? []).map((part) => part.replace(/\\(.)/gs, "$1"));
@@ -72,7 +86,8 @@ export const isAhead = (filters) => filters.states.length > 0 && filters.states.
 /** The query of /search/runs, without `limit` and the cursor. */
 export function searchQuery(filters) {
   if (isAhead(filters)) return { q: searchText(filters), order: "schedule" };
-  const bound = filters.time === null ? "" : `${filters.asc ? "since" : "until"}:${new Date(filters.time).toISOString()}`;
+  const bound =
+    filters.time === null ? "" : `${filters.asc ? "since" : "until"}:${new Date(filters.time).toISOString()}`;
   return { q: [searchText(filters), bound].filter(Boolean).join(" "), order: filters.asc ? "earliest" : "latest" };
 }
 

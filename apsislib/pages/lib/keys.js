@@ -13,11 +13,15 @@ let since = 0;
 export function bind(keys, help, does) {
   const mine = { help, does };
   bound.set(keys, mine);
-  return () => { if (bound.get(keys) === mine) bound.delete(keys); };
+  return () => {
+    if (bound.get(keys) === mine) bound.delete(keys);
+  };
 }
 
-const isTyping = (node) => node.isContentEditable || /^(TEXTAREA|SELECT)$/.test(node.tagName)
-  || (node.tagName === "INPUT" && !/^(checkbox|radio|button|submit)$/.test(node.type));
+const isTyping = (node) =>
+  node.isContentEditable ||
+  /^(TEXTAREA|SELECT)$/.test(node.tagName) ||
+  (node.tagName === "INPUT" && !/^(checkbox|radio|button|submit)$/.test(node.type));
 
 export function startKeys(tabs) {
   for (const { href, name, key } of tabs) bind(`g ${key}`, `Go to ${name}`, () => go(href));
@@ -48,7 +52,11 @@ export function startKeys(tabs) {
 /** To the search field of the view; where there is none, to that of Runs. */
 function search() {
   const field = () => document.querySelector("main input[type=search]");
-  if (field()) { field().focus(); field().select(); return; }
+  if (field()) {
+    field().focus();
+    field().select();
+    return;
+  }
   go("/runs");
   const end = performance.now() + 2000;
   const wait = () => {
@@ -71,13 +79,37 @@ function move(step) {
 
 export function showHelp() {
   const dialog = byId("help");
-  const rows = [...bound].map(([keys, { help }]) => el("tr", {},
-    el("td", {}, keys.split(" ").flatMap((key, n) => [n ? " " : null, el("kbd", {}, key)])), el("td", {}, help)));
+  const rows = [...bound].map(([keys, { help }]) =>
+    el(
+      "tr",
+      {},
+      el(
+        "td",
+        {},
+        keys.split(" ").flatMap((key, n) => [n ? " " : null, el("kbd", {}, key)]),
+      ),
+      el("td", {}, help),
+    ),
+  );
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "Keys"),
-    el("table", { class: "keys" }, el("tbody", {}, rows,
-      el("tr", {}, el("td", {}, el("kbd", {}, "Tab")), el("td", {}, "Next link, button or field: every operation is on one")),
-      el("tr", {}, el("td", {}, el("kbd", {}, "Esc")), el("td", {}, "Leave a field, close a menu or dialog")))),
-    el("form", { method: "dialog", class: "buttons" }, el("button", { class: "primary" }, "Close")));
+    el(
+      "table",
+      { class: "keys" },
+      el(
+        "tbody",
+        {},
+        rows,
+        el(
+          "tr",
+          {},
+          el("td", {}, el("kbd", {}, "Tab")),
+          el("td", {}, "Next link, button or field: every operation is on one"),
+        ),
+        el("tr", {}, el("td", {}, el("kbd", {}, "Esc")), el("td", {}, "Leave a field, close a menu or dialog")),
+      ),
+    ),
+    el("form", { method: "dialog", class: "buttons" }, el("button", { class: "primary" }, "Close")),
+  );
   dialog.showModal();
 }

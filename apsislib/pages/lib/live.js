@@ -27,8 +27,13 @@ export class Socket {
     const socket = new WebSocket(`${scheme}://${location.host}${API}${address}`);
     this.socket = socket;
     socket.binaryType = "arraybuffer";
-    socket.onopen = () => { this.wait = FIRST_WAIT; this.does.open(); };
-    socket.onmessage = (event) => { if (!this.ended && this.socket === socket) this.does.message(event.data); };
+    socket.onopen = () => {
+      this.wait = FIRST_WAIT;
+      this.does.open();
+    };
+    socket.onmessage = (event) => {
+      if (!this.ended && this.socket === socket) this.does.message(event.data);
+    };
     socket.onclose = (event) => {
       if (this.ended || this.socket !== socket) return;
       const wait = this.wait * (0.75 + Math.random() / 2);
@@ -127,13 +132,18 @@ export function startLive() {
     else if (lost !== null) show();
   }, 1000);
   window.addEventListener("online", () => summary.again());
-  document.addEventListener("visibilitychange", () => { if (document.visibilityState === "visible") verify(); });
+  document.addEventListener("visibilitychange", () => {
+    if (document.visibilityState === "visible") verify();
+  });
   show();
 }
 
 /** A tab that was asleep may hold a connection whose other end is gone: ask, and do not wait long. */
 async function verify() {
-  if (lost !== null) { summary.again(); return; }
+  if (lost !== null) {
+    summary.again();
+    return;
+  }
   try {
     await call("GET", `${API}/alive`, undefined, { signal: AbortSignal.timeout(5000) });
     // Timers of hidden tabs run once a minute at least, connections live on: nothing was missed.

@@ -7,8 +7,12 @@ import { searchQuery } from "../lib/filters.js";
 import { runLink } from "../lib/marks.js";
 
 const VERBS = [
-  ["start", "Start", "started"], ["skip", "Skip", "skipped"], ["stop", "Stop", "stopped"],
-  ["signal SIGTERM", "Terminate", "sent SIGTERM"], ["signal SIGKILL", "Kill", "sent SIGKILL"], ["rerun", "Rerun", "run again"],
+  ["start", "Start", "started"],
+  ["skip", "Skip", "skipped"],
+  ["stop", "Stop", "stopped"],
+  ["signal SIGTERM", "Terminate", "sent SIGTERM"],
+  ["signal SIGKILL", "Kill", "sent SIGKILL"],
+  ["rerun", "Rerun", "run again"],
 ];
 const MARKS = ["success", "failure", "error", "skipped"];
 const DANGER = ["skip", "stop", "signal SIGTERM", "signal SIGKILL"];
@@ -18,13 +22,55 @@ const NAMED = 12; // runs and reasons that are named in a preview
 export function bulkBar(page, list) {
   let every = false; // whether all that the search finds are meant
   const count = el("strong", { role: "status" });
-  const widen = el("button", { type: "button", class: "quiet", onclick: () => { every = true; show(); } }, "Select all that the search finds");
-  const buttons = VERBS.map(([operation, name, done]) => el("button", { type: "button", class: DANGER.includes(operation) ? "danger" : "",
-    onclick: () => act(operation, name, done) }, name));
-  const marks = el("select", { "aria-label": "Mark as" }, el("option", { value: "" }, "Mark as…"), MARKS.map((state) => el("option", { value: state }, state)));
-  marks.onchange = () => { const state = marks.value; marks.value = ""; act(`mark ${state}`, `Mark as ${state}`, `marked as ${state}`); };
-  const clear = el("button", { type: "button", class: "quiet", onclick: () => { every = false; list.clearPicked(); } }, "Clear");
-  const box = el("div", { class: "bulk", hidden: true, role: "region", "aria-label": "Operations on the selected runs" }, count, widen, el("span", { class: "buttons" }, buttons, marks, clear));
+  const widen = el(
+    "button",
+    {
+      type: "button",
+      class: "quiet",
+      onclick: () => {
+        every = true;
+        show();
+      },
+    },
+    "Select all that the search finds",
+  );
+  const buttons = VERBS.map(([operation, name, done]) =>
+    el(
+      "button",
+      { type: "button", class: DANGER.includes(operation) ? "danger" : "", onclick: () => act(operation, name, done) },
+      name,
+    ),
+  );
+  const marks = el(
+    "select",
+    { "aria-label": "Mark as" },
+    el("option", { value: "" }, "Mark as…"),
+    MARKS.map((state) => el("option", { value: state }, state)),
+  );
+  marks.onchange = () => {
+    const state = marks.value;
+    marks.value = "";
+    act(`mark ${state}`, `Mark as ${state}`, `marked as ${state}`);
+  };
+  const clear = el(
+    "button",
+    {
+      type: "button",
+      class: "quiet",
+      onclick: () => {
+        every = false;
+        list.clearPicked();
+      },
+    },
+    "Clear",
+  );
+  const box = el(
+    "div",
+    { class: "bulk", hidden: true, role: "region", "aria-label": "Operations on the selected runs" },
+    count,
+    widen,
+    el("span", { class: "buttons" }, buttons, marks, clear),
+  );
 
   function show() {
     const { size } = list.picked;
@@ -38,7 +84,10 @@ export function bulkBar(page, list) {
 
   async function act(operation, name, done) {
     const [verb, what] = operation.split(" ");
-    const body = { operation: verb, ...(verb === "signal" ? { signal: what } : verb === "mark" ? { state: what } : {}) };
+    const body = {
+      operation: verb,
+      ...(verb === "signal" ? { signal: what } : verb === "mark" ? { state: what } : {}),
+    };
     const meant = every ? { query: searchQuery(list.filters).q } : { runs: [...list.picked] };
     let preview;
     for (const button of buttons) button.disabled = true;
@@ -52,14 +101,37 @@ export function bulkBar(page, list) {
     }
     const refused = Object.entries(preview.refused);
     const answer = await ask({
-      question: preview.done.length ? `${name}: ${plural(preview.done.length, "run")}?` : `None of these runs can be ${done}.`,
+      question: preview.done.length
+        ? `${name}: ${plural(preview.done.length, "run")}?`
+        : `None of these runs can be ${done}.`,
       detail: [
-        preview.done.length ? el("p", { class: "ids" }, preview.done.slice(0, NAMED).map((id) => [runLink(id), " "]),
-          preview.done.length > NAMED ? `and ${plural(preview.done.length - NAMED, "more run")}` : null) : null,
-        refused.length ? el("details", { class: "refused", open: !preview.done.length },
-          el("summary", {}, `${plural(refused.length, "run")} will be left as ${refused.length === 1 ? "it is" : "they are"}`),
-          el("ul", {}, refused.slice(0, NAMED).map(([id, reason]) => el("li", {}, reason.includes(id) ? reason : `${id}: ${reason}`)),
-            refused.length > NAMED ? el("li", {}, `and ${refused.length - NAMED} more`) : null)) : null,
+        preview.done.length
+          ? el(
+              "p",
+              { class: "ids" },
+              preview.done.slice(0, NAMED).map((id) => [runLink(id), " "]),
+              preview.done.length > NAMED ? `and ${plural(preview.done.length - NAMED, "more run")}` : null,
+            )
+          : null,
+        refused.length
+          ? el(
+              "details",
+              { class: "refused", open: !preview.done.length },
+              el(
+                "summary",
+                {},
+                `${plural(refused.length, "run")} will be left as ${refused.length === 1 ? "it is" : "they are"}`,
+              ),
+              el(
+                "ul",
+                {},
+                refused
+                  .slice(0, NAMED)
+                  .map(([id, reason]) => el("li", {}, reason.includes(id) ? reason : `${id}: ${reason}`)),
+                refused.length > NAMED ? el("li", {}, `and ${refused.length - NAMED} more`) : null,
+              ),
+            )
+          : null,
       ].filter(Boolean),
       verb: preview.done.length ? name : null,
       danger: DANGER.includes(operation),
@@ -70,7 +142,10 @@ export function bulkBar(page, list) {
     every = false;
     list.clearPicked();
     const failed = Object.values(answer.refused);
-    notice(`${plural(answer.done.length, "run")} ${done}${failed.length ? `; ${failed.length} not: ${failed[0]}` : ""}`, { kind: failed.length ? "error" : "done" });
+    notice(
+      `${plural(answer.done.length, "run")} ${done}${failed.length ? `; ${failed.length} not: ${failed[0]}` : ""}`,
+      { kind: failed.length ? "error" : "done" },
+    );
   }
 
   return { box, show };

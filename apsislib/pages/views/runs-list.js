@@ -5,13 +5,11 @@
 
 import { get } from "../lib/api.js";
 import { instanceOf } from "../lib/board.js";
-import { menuButton } from "../lib/dialogs.js";
 import { el, fill, oneAtATime, plural } from "../lib/dom.js";
 import { isAhead, searchQuery } from "../lib/filters.js";
-import { alarmMarks, argsMark, jobLink, runLink, stateMark, timeMark } from "../lib/marks.js";
-import { menuItems } from "../lib/operations.js";
-import { Rows, table, td } from "../lib/tables.js";
+import { Rows, table } from "../lib/tables.js";
 import { FINISHED, elapsed } from "../lib/times.js";
+import { cells, heads } from "./runs-rows.js";
 
 const MOST = 3000; // rows; beyond, a later time or a narrower search
 const HELD = 500; // newer runs that wait to be shown
@@ -24,19 +22,34 @@ export class RunsList {
   constructor(page, does) {
     this.page = page;
     this.does = does;
-    this.all = el("input", { type: "checkbox", "aria-label": "Select all runs that are shown", onclick: () => this.toggleAll() });
-    const heads = [el("th", { scope: "col", class: "pick" }, this.all), "Run", "State", "Job", "Args", "Schedule", "Start",
-      { text: "Elapsed", cls: "num" }, { text: "", label: "Repeats" }, { text: "", label: "Operations" }];
-    const { whole, body } = table(heads, { cls: "runs", caption: "Runs" });
-    this.rows = new Rows(body, { key: (run) => run.run_id, cells: (run) => this.cells(run), cls: (run) => (run.fresh ? "fresh" : run.under ? "under" : "") });
+    this.all = el("input", {
+      type: "checkbox",
+      "aria-label": "Select all runs that are shown",
+      onclick: () => this.toggleAll(),
+    });
+    const { whole, body } = table(heads(this.all), { cls: "runs", caption: "Runs" });
+    this.rows = new Rows(body, {
+      key: (run) => run.run_id,
+      cells: (run) => cells(this, run),
+      cls: (run) => (run.fresh ? "fresh" : run.under ? "under" : ""),
+    });
     this.more = el("div", { class: "more" });
     this.empty = el("p", { class: "empty", hidden: true });
     this.newer = el("button", { type: "button", class: "newer", hidden: true, onclick: () => this.showNewer() });
-    this.box = el("div", {}, el("div", { class: "newer-place", role: "status" }, this.newer), el("section", { class: "flush" }, whole, this.empty, this.more));
+    this.box = el(
+      "div",
+      {},
+      el("div", { class: "newer-place", role: "status" }, this.newer),
+      el("section", { class: "flush" }, whole, this.empty, this.more),
+    );
     this.picked = new Set();
     this.filters = null;
     this.refetch = oneAtATime(() => this.ask());
-    page.subscribe({ message: (message) => this.hear(message), frame: () => this.heard(), refresh: () => this.open(this.filters) });
+    page.subscribe({
+      message: (message) => this.hear(message),
+      frame: () => this.heard(),
+      refresh: () => this.open(this.filters),
+    });
     page.tick(() => this.tick());
   }
 
@@ -63,7 +76,11 @@ export class RunsList {
     this.showMore("Searching …");
     try {
       for (let n = 0; n < ONWARD; n += 1) {
-        const answer = await get("/search/runs", { ...searchQuery(this.filters), limit: show, cursor: this.next }, { signal: this.page.left });
+        const answer = await get(
+          "/search/runs",
+          { ...searchQuery(this.filters), limit: show, cursor: this.next },
+          { signal: this.page.left },
+        );
         if (round !== this.round) return;
         if (before === 0 && n === 0) this.begin(answer);
         for (const run of Object.values(answer.runs)) if (!this.runs.has(run.run_id)) this.runs.set(run.run_id, run);
@@ -88,9 +105,24 @@ export class RunsList {
 
   showMore(text = null) {
     const full = this.runs.size >= MOST;
-    fill(this.more, text ? el("span", { class: "soft" }, text)
-      : this.next && full ? el("span", { class: "soft" }, `${plural(this.runs.size, "run")} are shown. Narrow the search, or begin at an earlier time.`)
-        : this.next ? el("button", { type: "button", onclick: () => this.fetchPage() }, this.filters.asc ? "Later runs" : "Earlier runs") : null);
+    fill(
+      this.more,
+      text
+        ? el("span", { class: "soft" }, text)
+        : this.next && full
+          ? el(
+              "span",
+              { class: "soft" },
+              `${plural(this.runs.size, "run")} are shown. Narrow the search, or begin at an earlier time.`,
+            )
+          : this.next
+            ? el(
+                "button",
+                { type: "button", onclick: () => this.fetchPage() },
+                this.filters.asc ? "Later runs" : "Earlier runs",
+              )
+            : null,
+    );
   }
 
   // -- drawing -------------------------------------------------------------------------------------
@@ -136,26 +168,9 @@ export class RunsList {
     this.showPicked();
   }
 
-  redraw() { this.rows.forget(); this.draw(); }
-
-  cells(run) {
-    const box = el("input", { type: "checkbox", checked: this.picked.has(run.run_id), "aria-label": `Select ${run.run_id}` });
-    box.onchange = () => { if (box.checked) this.picked.add(run.run_id); else this.picked.delete(run.run_id); this.showPicked(); };
-    const { stop } = run.times;
-    const over = stop && !FINISHED.includes(run.state) && Date.parse(stop) < Date.now();
-    return [
-      td("pick", box),
-      td("id", runLink(run.run_id, "mono row-link")),
-      td("st", stateMark(run.state), alarmMarks(run)),
-      td("wide jb", jobLink(run.job_id), run.labels.map((label) => el("button", { type: "button", class: "chip", title: `Only runs with label ${label}`, onclick: () => this.does.label(label) }, label))),
-      td("ar", argsMark(run.args)),
-      td("time sc", timeMark(run.times.schedule), stop && !FINISHED.includes(run.state) ? el("span", { class: over ? "stop over" : "stop soft" }, " to ", timeMark(stop)) : null),
-      td("time be", run.times.running ? timeMark(run.times.running) : null),
-      td("num el", elapsed(run)),
-      td("rp", run.repeats ? el("button", { type: "button", class: "quiet", "aria-expanded": String(this.expanded.has(run.group)),
-        title: "Runs of the same job and args", onclick: () => this.expand(run.group) }, `+${run.repeats}`) : null),
-      td("op", menuButton(`Operations on ${run.run_id}`, () => menuItems(this.runs.get(run.run_id) ?? run))),
-    ];
+  redraw() {
+    this.rows.forget();
+    this.draw();
   }
 
   expand(key) {
@@ -173,7 +188,10 @@ export class RunsList {
   // -- keeping current -------------------------------------------------------------------------------
 
   hear(message) {
-    if (message.type === "run_delete") { this.dirty = this.runs.delete(message.run_id) || this.dirty; return; }
+    if (message.type === "run_delete") {
+      this.dirty = this.runs.delete(message.run_id) || this.dirty;
+      return;
+    }
     if (message.type !== "run_transition") return;
     const run = message.run_summary;
     if (this.runs.has(run.run_id)) {
@@ -183,7 +201,10 @@ export class RunsList {
   }
 
   heard() {
-    if (this.dirty) { this.dirty = false; this.draw(); }
+    if (this.dirty) {
+      this.dirty = false;
+      this.draw();
+    }
     // A list that ends at a given time, or goes on upwards, does not change at its top.
     if (!this.unheard || this.horizon === null || this.filters.time !== null || this.filters.asc) return;
     if (Date.now() - (this.asked ?? 0) < OFTEN || document.visibilityState !== "visible") return;
@@ -196,13 +217,27 @@ export class RunsList {
   async ask() {
     const round = this.round;
     try {
-      if (isAhead(this.filters)) { if (this.atTop()) await this.reload(round); return; }
-      const answer = await get("/search/runs", { ...searchQuery(this.filters), order: "earliest", limit: HELD,
-        cursor: `${(this.horizon - OVERLAP) / 1000}~0` }, { signal: this.page.left });
+      if (isAhead(this.filters)) {
+        if (this.atTop()) await this.reload(round);
+        return;
+      }
+      const answer = await get(
+        "/search/runs",
+        {
+          ...searchQuery(this.filters),
+          order: "earliest",
+          limit: HELD,
+          cursor: `${(this.horizon - OVERLAP) / 1000}~0`,
+        },
+        { signal: this.page.left },
+      );
       if (round !== this.round) return;
       this.horizon = Date.parse(answer.when);
       for (const run of Object.values(answer.runs)) if (!this.runs.has(run.run_id)) this.held.set(run.run_id, run);
-      if (answer.next || this.held.size > HELD) { if (this.atTop()) await this.reload(round); else this.offer(`More than ${HELD}`); } else if (this.held.size && this.atTop()) this.takeHeld();
+      if (answer.next || this.held.size > HELD) {
+        if (this.atTop()) await this.reload(round);
+        else this.offer(`More than ${HELD}`);
+      } else if (this.held.size && this.atTop()) this.takeHeld();
       else this.offer(this.held.size);
     } catch (error) {
       if (error.name !== "AbortError") this.unheard = true;
@@ -210,7 +245,11 @@ export class RunsList {
   }
 
   async reload(round) {
-    const answer = await get("/search/runs", { ...searchQuery(this.filters), limit: this.filters.show }, { signal: this.page.left });
+    const answer = await get(
+      "/search/runs",
+      { ...searchQuery(this.filters), limit: this.filters.show },
+      { signal: this.page.left },
+    );
     if (round !== this.round) return;
     this.runs = new Map(Object.entries(answer.runs));
     this.horizon = Date.parse(answer.when);
@@ -250,12 +289,15 @@ export class RunsList {
   showNewer() {
     if (this.newer.hidden) return;
     window.scrollTo(0, 0);
-    if (this.held.size > HELD) this.open(this.filters); else this.takeHeld();
+    if (this.held.size > HELD) this.open(this.filters);
+    else this.takeHeld();
   }
 
   // -- choosing --------------------------------------------------------------------------------------
 
-  shown() { return [...this.rows.rows.keys()]; }
+  shown() {
+    return [...this.rows.rows.keys()];
+  }
 
   toggleFocused() {
     const id = document.activeElement?.closest("tr")?.querySelector(".row-link")?.textContent;
@@ -272,7 +314,10 @@ export class RunsList {
     this.showPicked();
   }
 
-  clearPicked() { this.picked.clear(); this.showPicked(); }
+  clearPicked() {
+    this.picked.clear();
+    this.showPicked();
+  }
 
   showPicked() {
     const shown = this.shown();

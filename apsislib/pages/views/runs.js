@@ -27,9 +27,15 @@ export function mount(main, page) {
     go(`/runs${text ? `?${text}` : ""}`);
   };
   const list = new RunsList(page, {
-    label: (label) => { if (!filters.labels.includes(label)) change({ labels: [...filters.labels, label] }); },
+    label: (label) => {
+      if (!filters.labels.includes(label)) change({ labels: [...filters.labels, label] });
+    },
     selected: () => bulk.show(),
-    wrong: (text) => { fill(wrong, text); wrong.hidden = !text; field.input.setAttribute("aria-invalid", String(Boolean(text))); },
+    wrong: (text) => {
+      fill(wrong, text);
+      wrong.hidden = !text;
+      field.input.setAttribute("aria-invalid", String(Boolean(text)));
+    },
   });
   const bulk = bulkBar(page, list);
   const field = searchField({
@@ -41,9 +47,23 @@ export function mount(main, page) {
   const controls = toolbar(change);
   const chips = el("div", { class: "filters" });
   main.append(
-    el("div", { class: "runs-head" }, el("h1", {}, "Runs"), field.box,
-      el("button", { type: "button", class: "icon", "aria-label": "How to search", title: "How to search", onclick: showLanguage }, "?")),
-    wrong, controls.box, chips, list.box, bulk.box);
+    el(
+      "div",
+      { class: "runs-head" },
+      el("h1", {}, "Runs"),
+      field.box,
+      el(
+        "button",
+        { type: "button", class: "icon", "aria-label": "How to search", title: "How to search", onclick: showLanguage },
+        "?",
+      ),
+    ),
+    wrong,
+    controls.box,
+    chips,
+    list.box,
+    bulk.box,
+  );
 
   function show() {
     page.title(isAhead(filters) ? "Scheduled runs" : "Runs");
@@ -52,8 +72,14 @@ export function mount(main, page) {
     showChips(chips, filters, change);
     list.open(filters);
   }
-  page.requery((query) => { filters = read(query); show(); });
-  page.zoned(() => { controls.show(filters); list.redraw(); });
+  page.requery((query) => {
+    filters = read(query);
+    show();
+  });
+  page.zoned(() => {
+    controls.show(filters);
+    list.redraw();
+  });
   page.leave(bind("x", "Select the run of the row", () => list.toggleFocused()));
   page.leave(bind("a", "Select all runs that are shown, or none", () => list.toggleAll()));
   page.leave(bind("n", "Show newer runs", () => list.showNewer()));
@@ -62,8 +88,17 @@ export function mount(main, page) {
 
 function toolbar(change) {
   let filters = null;
-  const presets = el("span", { class: "segments", role: "group", "aria-label": "Kinds of runs" },
-    PRESETS.map(([name, states]) => el("button", { type: "button", onclick: () => change({ states, time: states[0] === "scheduled" ? null : filters.time }) }, name)));
+  const presets = el(
+    "span",
+    { class: "segments", role: "group", "aria-label": "Kinds of runs" },
+    PRESETS.map(([name, states]) =>
+      el(
+        "button",
+        { type: "button", onclick: () => change({ states, time: states[0] === "scheduled" ? null : filters.time }) },
+        name,
+      ),
+    ),
+  );
   const boxes = STATES.map((state) => {
     const box = el("input", { type: "checkbox", value: state });
     box.onchange = () => change({ states: STATES.filter((one, n) => boxes[n].querySelector("input").checked) });
@@ -71,11 +106,24 @@ function toolbar(change) {
   });
   const summary = el("summary", {}, "States");
   const states = el("details", { class: "drop" }, summary, el("div", { class: "menu" }, boxes));
-  states.addEventListener("focusout", (event) => { if (!states.contains(event.relatedTarget)) states.open = false; });
-  states.addEventListener("keydown", (event) => { if (event.key === "Escape") { states.open = false; summary.focus(); } });
+  states.addEventListener("focusout", (event) => {
+    if (!states.contains(event.relatedTarget)) states.open = false;
+  });
+  states.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") {
+      states.open = false;
+      summary.focus();
+    }
+  });
 
-  const time = el("input", { type: "text", class: "time", autocomplete: "off", "aria-label": "From this time", placeholder: "now",
-    title: "now, 07:00, yesterday 23:00, 2031-05-06 07:00, 2h ago" });
+  const time = el("input", {
+    type: "text",
+    class: "time",
+    autocomplete: "off",
+    "aria-label": "From this time",
+    placeholder: "now",
+    title: "now, 07:00, yesterday 23:00, 2031-05-06 07:00, 2h ago",
+  });
   const setTime = () => {
     try {
       const next = readTime(time.value);
@@ -91,25 +139,43 @@ function toolbar(change) {
   const order = el("button", { type: "button", onclick: () => change({ asc: !filters.asc }) });
   const group = el("input", { type: "checkbox" });
   group.onchange = () => change({ ungroup: !group.checked });
-  const rows = el("select", { "aria-label": "Rows of a page" }, SHOWN.map((count) => el("option", { value: String(count) }, `${count} rows`)));
+  const rows = el(
+    "select",
+    { "aria-label": "Rows of a page" },
+    SHOWN.map((count) => el("option", { value: String(count) }, `${count} rows`)),
+  );
   rows.onchange = () => change({ show: Number(rows.value) });
-  const exports = ["csv", "json"].map((format) => el("a", { class: "button", download: "", "data-format": format }, format.toUpperCase()));
+  const exports = ["csv", "json"].map((format) =>
+    el("a", { class: "button", download: "", "data-format": format }, format.toUpperCase()),
+  );
   const history = el("span", { class: "bar" }, el("label", { class: "inline" }, "from", time), now, order);
-  const box = el("div", { class: "bar runs-bar" }, presets, states, history,
-    el("label", { class: "check", title: "Of runs of the same job and args, only the latest" }, group, "hide repeats"), rows,
-    el("span", { class: "bar right" }, el("span", { class: "soft" }, "Export"), exports));
+  const box = el(
+    "div",
+    { class: "bar runs-bar" },
+    presets,
+    states,
+    history,
+    el("label", { class: "check", title: "Of runs of the same job and args, only the latest" }, group, "hide repeats"),
+    rows,
+    el("span", { class: "bar right" }, el("span", { class: "soft" }, "Export"), exports),
+  );
   return {
     box,
     show(next) {
       filters = next;
-      for (const [n, [, wanted]] of PRESETS.entries()) presets.children[n].setAttribute("aria-pressed", String(same(filters.states, wanted)));
-      for (const [n, state] of STATES.entries()) boxes[n].querySelector("input").checked = filters.states.includes(state);
+      for (const [n, [, wanted]] of PRESETS.entries())
+        presets.children[n].setAttribute("aria-pressed", String(same(filters.states, wanted)));
+      for (const [n, state] of STATES.entries())
+        boxes[n].querySelector("input").checked = filters.states.includes(state);
       const named = PRESETS.some(([, wanted]) => same(filters.states, wanted));
       fill(summary, named ? "States" : filters.states.join(", "));
       time.value = filters.time === null ? "" : showTime(filters.time);
       now.setAttribute("aria-pressed", String(filters.time === null));
       fill(order, filters.asc ? "↑ oldest first" : "↓ newest first");
-      order.setAttribute("aria-label", filters.asc ? "Oldest first: show newest first" : "Newest first: show oldest first");
+      order.setAttribute(
+        "aria-label",
+        filters.asc ? "Oldest first: show newest first" : "Newest first: show oldest first",
+      );
       group.checked = !filters.ungroup;
       rows.value = String(filters.show);
       history.hidden = isAhead(filters);
@@ -125,14 +191,21 @@ function toolbar(change) {
 }
 
 function showChips(box, filters, change) {
-  const chip = (text, changes) => el("span", { class: "chip filter" }, text,
-    el("button", { type: "button", "aria-label": `Remove ${text}`, onclick: () => change(changes) }, "×"));
+  const chip = (text, changes) =>
+    el(
+      "span",
+      { class: "chip filter" },
+      text,
+      el("button", { type: "button", "aria-label": `Remove ${text}`, onclick: () => change(changes) }, "×"),
+    );
   const without = (name, value) => ({ [name]: filters[name].filter((one) => one !== value) });
-  fill(box,
+  fill(
+    box,
     filters.path ? chip(`in ${filters.path}/`, { path: "" }) : null,
     filters.keywords.map((one) => chip(`job has ${one}`, without("keywords", one))),
     filters.labels.map((one) => chip(`label ${one}`, without("labels", one))),
-    filters.args.map((one) => chip(`arg ${one}`, without("args", one))));
+    filters.args.map((one) => chip(`arg ${one}`, without("args", one))),
+  );
 }
 
 function showLanguage() {
@@ -140,7 +213,16 @@ function showLanguage() {
   dialog.replaceChildren(
     el("h2", { id: "help-title" }, "How to search"),
     el("p", { class: "soft" }, "A run is found if all words of the search fit."),
-    el("table", { class: "keys" }, el("tbody", {}, LANGUAGE.map(([word, text]) => el("tr", {}, el("td", { class: "mono" }, word), el("td", {}, text))))),
-    el("form", { method: "dialog", class: "buttons" }, el("button", { class: "primary" }, "Close")));
+    el(
+      "table",
+      { class: "keys" },
+      el(
+        "tbody",
+        {},
+        LANGUAGE.map(([word, text]) => el("tr", {}, el("td", { class: "mono" }, word), el("td", {}, text))),
+      ),
+    ),
+    el("form", { method: "dialog", class: "buttons" }, el("button", { class: "primary" }, "Close")),
+  );
   dialog.showModal();
 }

@@ -10,7 +10,13 @@ import { Chart } from "./today-chart.js";
 const MINUTE = 60_000;
 const HOUR = 60 * MINUTE;
 const DAY = 24 * HOUR;
-const SPANS = [["1 h", HOUR], ["6 h", 6 * HOUR], ["24 h", DAY], ["3 d", 3 * DAY], ["7 d", 7 * DAY]];
+const SPANS = [
+  ["1 h", HOUR],
+  ["6 h", 6 * HOUR],
+  ["24 h", DAY],
+  ["3 d", 3 * DAY],
+  ["7 d", 7 * DAY],
+];
 const [SHORTEST, LONGEST] = [5 * MINUTE, 31 * DAY];
 const AHEAD = 1 / 3; // of the window lies ahead while it follows now
 const PAGE = 40; // jobs
@@ -31,25 +37,53 @@ export function timeline(page) {
     zoom: (factor, at) => zoom(factor, at),
   });
   const filter = el("input", { type: "search", placeholder: "Find jobs", "aria-label": "Jobs of the timeline" });
-  const jump = el("input", { type: "text", placeholder: "Jump to a time", "aria-label": "Jump to a date or time",
-    title: "now, 07:00, yesterday, 2031-05-06, 2031-05-06 07:00, 2h ago", autocomplete: "off" });
-  const button = (text, label, does) => el("button", { type: "button", title: label, "aria-label": label, onclick: does }, text);
-  const spans = el("span", { class: "segments", role: "group", "aria-label": "Length of the timeline" },
-    SPANS.map(([text, ms]) => button(text, `Show ${text}`, () => zoomTo(ms))));
+  const jump = el("input", {
+    type: "text",
+    placeholder: "Jump to a time",
+    "aria-label": "Jump to a date or time",
+    title: "now, 07:00, yesterday, 2031-05-06, 2031-05-06 07:00, 2h ago",
+    autocomplete: "off",
+  });
+  const button = (text, label, does) =>
+    el("button", { type: "button", title: label, "aria-label": label, onclick: does }, text);
+  const spans = el(
+    "span",
+    { class: "segments", role: "group", "aria-label": "Length of the timeline" },
+    SPANS.map(([text, ms]) => button(text, `Show ${text}`, () => zoomTo(ms))),
+  );
   const now = button("Now", "Follow the present", () => move(null, span));
   const title = el("span", { class: "window num", role: "status" });
   const more = el("div", { class: "more" });
   const note = el("p", { class: "note soft", hidden: true });
-  const box = el("section", { class: "flush timeline", "aria-label": "Timeline" },
-    el("div", { class: "controls" },
-      el("span", { class: "segments" }, button("‹", "Earlier (left arrow on the chart)", () => move(begin() - span / 2, span)), now,
-        button("›", "Later (right arrow on the chart)", () => move(begin() + span / 2, span))),
+  const box = el(
+    "section",
+    { class: "flush timeline", "aria-label": "Timeline" },
+    el(
+      "div",
+      { class: "controls" },
+      el(
+        "span",
+        { class: "segments" },
+        button("‹", "Earlier (left arrow on the chart)", () => move(begin() - span / 2, span)),
+        now,
+        button("›", "Later (right arrow on the chart)", () => move(begin() + span / 2, span)),
+      ),
       spans,
-      el("span", { class: "segments" }, button("+", "Zoom in", () => zoom(0.5)), button("−", "Zoom out", () => zoom(2))),
+      el(
+        "span",
+        { class: "segments" },
+        button("+", "Zoom in", () => zoom(0.5)),
+        button("−", "Zoom out", () => zoom(2)),
+      ),
       el("form", { class: "jump", onsubmit: goTo }, jump),
       el("div", { class: "grow" }, filter),
-      title),
-    chart.box, note, more, legend());
+      title,
+    ),
+    chart.box,
+    note,
+    more,
+    legend(),
+  );
 
   const begin = () => since ?? Date.now() - span * (1 - AHEAD);
 
@@ -68,7 +102,9 @@ export function timeline(page) {
     }
   }
 
-  function zoomTo(ms) { zoom(ms / span); }
+  function zoomTo(ms) {
+    zoom(ms / span);
+  }
 
   /** Make the window `factor` times as long around a point in it (0 to 1), which stays where it is. */
   function zoom(factor, at = since === null ? 1 - AHEAD : 0.5) {
@@ -87,7 +123,10 @@ export function timeline(page) {
 
   const keep = settled(() => {
     const query = new URLSearchParams(location.search);
-    const put = (name, value) => { if (value) query.set(name, value); else query.delete(name); };
+    const put = (name, value) => {
+      if (value) query.set(name, value);
+      else query.delete(name);
+    };
     put("at", since === null ? "" : new Date(since).toISOString().replace(/[-:]|\.\d+/g, ""));
     put("span", span === DAY ? "" : `${Math.round(span / MINUTE)}m`);
     put("jobs", words);
@@ -108,12 +147,20 @@ export function timeline(page) {
     // A little more on both sides, so that a small step has something to show at once.
     const [from, length] = [begin(), span];
     const margin = Math.min(length / 4, (LONGEST + DAY - length) / 2);
-    const query = { since: new Date(from - margin).toISOString(), until: new Date(from + length + margin).toISOString(), q: words };
+    const query = {
+      since: new Date(from - margin).toISOString(),
+      until: new Date(from + length + margin).toISOString(),
+      q: words,
+    };
     try {
       const rows = [];
       let answer;
       do {
-        answer = await get("/timeline", { ...query, limit: Math.min(100, wanted - rows.length), offset: rows.length }, { signal: page.left });
+        answer = await get(
+          "/timeline",
+          { ...query, limit: Math.min(100, wanted - rows.length), offset: rows.length },
+          { signal: page.left },
+        );
         rows.push(...answer.rows);
       } while (answer.rows.length && rows.length < Math.min(wanted, answer.jobs));
       found = { ...answer, rows, byJob: new Map(rows.map((row) => [row.job_id, row])) };
@@ -129,15 +176,37 @@ export function timeline(page) {
     const from = begin();
     chart.draw({ since: from, until: from + span, found });
     const [first, last] = [showTime(from), showTime(from + span)];
-    fill(title, first.slice(0, 10) === last.slice(0, 10) ? `${showDate(from)} ${first.slice(11, 16)} – ${last.slice(11, 16)}`
-      : `${first.slice(0, 16)} – ${last.slice(first.slice(0, 4) === last.slice(0, 4) ? 5 : 0, 16)}`);
+    fill(
+      title,
+      first.slice(0, 10) === last.slice(0, 10)
+        ? `${showDate(from)} ${first.slice(11, 16)} – ${last.slice(11, 16)}`
+        : `${first.slice(0, 16)} – ${last.slice(first.slice(0, 4) === last.slice(0, 4) ? 5 : 0, 16)}`,
+    );
     now.setAttribute("aria-pressed", since === null);
-    for (const [n, [, ms]] of SPANS.entries()) spans.children[n].setAttribute("aria-pressed", Math.abs(ms - span) < MINUTE);
+    for (const [n, [, ms]] of SPANS.entries())
+      spans.children[n].setAttribute("aria-pressed", Math.abs(ms - span) < MINUTE);
     const left = found ? found.jobs - found.rows.length : 0;
-    fill(more, left > 0 && wanted < MOST ? el("button", { type: "button", onclick: () => { wanted += 2 * PAGE; load(); } },
-      `Show more of the ${plural(found.jobs, "job")}`) : left > 0 ? el("span", { class: "soft" }, `${plural(left, "more job")}: name some above`) : null);
+    fill(
+      more,
+      left > 0 && wanted < MOST
+        ? el(
+            "button",
+            {
+              type: "button",
+              onclick: () => {
+                wanted += 2 * PAGE;
+                load();
+              },
+            },
+            `Show more of the ${plural(found.jobs, "job")}`,
+          )
+        : left > 0
+          ? el("span", { class: "soft" }, `${plural(left, "more job")}: name some above`)
+          : null,
+    );
     note.hidden = !found?.complete;
-    if (found?.complete) fill(note, `Too many runs for one picture: what ended before ${showTime(found.complete)} is left out. Zoom in.`);
+    if (found?.complete)
+      fill(note, `Too many runs for one picture: what ended before ${showTime(found.complete)} is left out. Zoom in.`);
   }
 
   let missed = false;
@@ -157,11 +226,15 @@ export function timeline(page) {
       row.active.unshift([run.run_id, run.state, run.times.schedule ?? null, start, null]);
     } else {
       const old = row.runs.findIndex((one) => one[0] === run.run_id);
-      if (old >= 0) row.runs.splice(old, 1); else row.count += 1;
+      if (old >= 0) row.runs.splice(old, 1);
+      else row.count += 1;
       const took = run.times.running ? (Date.parse(run.times[run.state]) - Date.parse(run.times.running)) / 1000 : null;
       row.runs.unshift([run.run_id, run.state, run.times.schedule ?? null, start, took]);
       row.failures = row.runs.filter((one) => one[1] === "failure" || one[1] === "error").length;
-      if (row.slots.length || row.runs.length > KEPT) { row.runs.length = Math.min(row.runs.length, KEPT); missed = true; }
+      if (row.slots.length || row.runs.length > KEPT) {
+        row.runs.length = Math.min(row.runs.length, KEPT);
+        missed = true;
+      }
     }
   }
 
@@ -174,11 +247,18 @@ export function timeline(page) {
     },
     frame() {
       chart.drawChanged();
-      if (missed && since === null && Date.now() - asked > OFTEN) { missed = false; load(); }
+      if (missed && since === null && Date.now() - asked > OFTEN) {
+        missed = false;
+        load();
+      }
     },
     refresh: load,
   });
-  filter.oninput = settled(() => { words = filter.value.trim(); keep(); load(); }, 200);
+  filter.oninput = settled(() => {
+    words = filter.value.trim();
+    keep();
+    load();
+  }, 200);
 
   read(page.query);
   redraw();
@@ -186,10 +266,17 @@ export function timeline(page) {
   return {
     box,
     redraw,
-    requery(query) { read(query); redraw(); load(); },
+    requery(query) {
+      read(query);
+      redraw();
+      load();
+    },
     tick() {
       if (since === null && document.visibilityState === "visible") {
-        if (Date.now() - asked > FRESH || (missed && Date.now() - asked > OFTEN)) { missed = false; load(); }
+        if (Date.now() - asked > FRESH || (missed && Date.now() - asked > OFTEN)) {
+          missed = false;
+          load();
+        }
         chart.follow(begin(), begin() + span);
       }
     },
@@ -198,8 +285,28 @@ export function timeline(page) {
 
 function legend() {
   const sample = (cls, text) => el("span", { class: "key" }, el("i", { class: cls }), text);
-  return el("p", { class: "legend soft", "aria-hidden": "true" },
-    sample("k-success", "success"), sample("k-failure", "failure"), sample("k-error", "error"), sample("k-running", "running"),
-    sample("k-waiting", "waiting"), sample("k-skipped", "skipped"), sample("k-ahead", "to come, as long as usual"),
-    el("span", { class: "keys" }, "drag or ", el("kbd", {}, "←"), " ", el("kbd", {}, "→"), " to pan, ", el("kbd", {}, "+"), " ", el("kbd", {}, "−"), " to zoom"));
+  return el(
+    "p",
+    { class: "legend soft", "aria-hidden": "true" },
+    sample("k-success", "success"),
+    sample("k-failure", "failure"),
+    sample("k-error", "error"),
+    sample("k-running", "running"),
+    sample("k-waiting", "waiting"),
+    sample("k-skipped", "skipped"),
+    sample("k-ahead", "to come, as long as usual"),
+    el(
+      "span",
+      { class: "keys" },
+      "drag or ",
+      el("kbd", {}, "←"),
+      " ",
+      el("kbd", {}, "→"),
+      " to pan, ",
+      el("kbd", {}, "+"),
+      " ",
+      el("kbd", {}, "−"),
+      " to zoom",
+    ),
+  );
 }

@@ -1,7 +1,7 @@
 // Today: the operator's board. What needs someone stands on top, the day as a timeline below, and beside it what
 // runs, waits and comes next.
 
-import { board, late, running, waiting, watch } from "../lib/board.js";
+import { board, late, numberOf, running, waiting, watch } from "../lib/board.js";
 import { menuButton } from "../lib/dialogs.js";
 import { el, fill, plural } from "../lib/dom.js";
 import { alarmMarks, argsMark, jobHref, jobText, stateIcon, timeMark } from "../lib/marks.js";
@@ -14,7 +14,7 @@ const SHOWN = 6; // failures, or late runs, before "all of them"
 const LISTED = 60; // runs of a list beside the timeline
 
 const byStart = (a, b) => (runSpan(a)[0] ?? Infinity) - (runSpan(b)[0] ?? Infinity);
-const byNumber = (a, b) => Number(a.run_id.slice(1)) - Number(b.run_id.slice(1));
+const byNumber = (a, b) => numberOf(a) - numberOf(b);
 const href = (run) => `/runs/${run.run_id}`;
 const menu = (run) => menuButton(`Operations on ${run.run_id}`, () => menuItems(run));
 
@@ -29,23 +29,55 @@ export function mount(main, page) {
   main.append(
     el("div", { class: "today-head" }, el("h1", {}, "Today ", date), tiles),
     ails,
-    el("div", { class: "today" }, el("div", { class: "main" }, top, chart.box), side));
+    el("div", { class: "today" }, el("div", { class: "main" }, top, chart.box), side),
+  );
 
-  const failures = new Rows(el("ul", { class: "lines" }), { key: (one) => one.run_id ?? one.conn_id, tag: "li", cells: (one) => (one.conn_id ? agentCells(one) : problemCells(one)) });
+  const failures = new Rows(el("ul", { class: "lines" }), {
+    key: (one) => one.run_id ?? one.conn_id,
+    tag: "li",
+    cells: (one) => (one.conn_id ? agentCells(one) : problemCells(one)),
+  });
   const more = el("a", { class: "all" });
   top.append(failures.body, more);
 
   const lists = [
-    list("Running", "Nothing is running.", running, () => board.unlisted.running, byStart, runningCells, "/runs?states=starting,running,stopping"),
-    list("Waiting", "Nothing is waiting.", waiting, () => board.unlisted.waiting, byNumber, waitingCells, "/runs?states=waiting"),
-    list("Next starts", "Nothing is scheduled.", () => board.next, () => 0, null, nextCells, "/runs?states=scheduled&order=schedule"),
+    list(
+      "Running",
+      "Nothing is running.",
+      running,
+      () => board.unlisted.running,
+      byStart,
+      runningCells,
+      "/runs?states=starting,running,stopping",
+    ),
+    list(
+      "Waiting",
+      "Nothing is waiting.",
+      waiting,
+      () => board.unlisted.waiting,
+      byNumber,
+      waitingCells,
+      "/runs?states=waiting",
+    ),
+    list(
+      "Next starts",
+      "Nothing is scheduled.",
+      () => board.next,
+      () => 0,
+      null,
+      nextCells,
+      "/runs?states=scheduled&order=schedule",
+    ),
   ];
   side.append(...lists.map((one) => one.box));
 
   function show() {
     fill(date, showDate(new Date()));
     showTiles(tiles);
-    fill(ails, board.ailments.map((text) => el("p", {}, text)));
+    fill(
+      ails,
+      board.ailments.map((text) => el("p", {}, text)),
+    );
     const lost = board.agents.lost.slice(0, SHOWN);
     const bad = [...late(), ...[...board.failing.values()].reverse()];
     const all = bad.length + board.unlisted.failing;
@@ -64,7 +96,11 @@ export function mount(main, page) {
   }
   page.leave(watch(show));
   page.tick(tick);
-  page.zoned(() => { for (const one of [failures, ...lists]) one.forget(); show(); chart.redraw(); });
+  page.zoned(() => {
+    for (const one of [failures, ...lists]) one.forget();
+    show();
+    chart.redraw();
+  });
   page.requery((query) => chart.requery(query));
   if (board.loaded) show();
 }
@@ -72,17 +108,31 @@ export function mount(main, page) {
 function showTiles(tiles) {
   const { agents, unlisted } = board;
   const alarmed = late().length;
-  const tile = (count, words, { state = "", href: to } = {}) => el("li", {},
-    el("a", { class: "tile", href: to, "data-state": count ? state : "none" }, el("strong", {}, count.toLocaleString("en")), ` ${words}`));
+  const tile = (count, words, { state = "", href: to } = {}) =>
+    el(
+      "li",
+      {},
+      el(
+        "a",
+        { class: "tile", href: to, "data-state": count ? state : "none" },
+        el("strong", {}, count.toLocaleString("en")),
+        ` ${words}`,
+      ),
+    );
   const bad = board.failing.size + unlisted.failing;
-  fill(tiles,
+  fill(
+    tiles,
     tile(bad, "failing", { state: "failure", href: "/runs?states=failure,error" }),
     tile(alarmed, "late", { state: "failure", href: "/runs?q=alarm:late,missed,long" }),
-    tile(running().length + unlisted.running, "running", { state: "running", href: "/runs?states=starting,running,stopping" }),
+    tile(running().length + unlisted.running, "running", {
+      state: "running",
+      href: "/runs?states=starting,running,stopping",
+    }),
     tile(waiting().length + unlisted.waiting, "waiting", { state: "waiting", href: "/runs?states=waiting" }),
     tile(agents.live, agents.live === 1 ? "agent" : "agents", { href: "/agents" }),
     agents.lost.length ? tile(agents.lost.length, "lost", { state: "failure", href: "/agents" }) : null,
-    agents.draining ? tile(agents.draining, "draining", { href: "/agents" }) : null);
+    agents.draining ? tile(agents.draining, "draining", { href: "/agents" }) : null,
+  );
 }
 
 function problemCells(run) {
@@ -90,8 +140,17 @@ function problemCells(run) {
   return [
     stateIcon(run.state),
     el("a", { class: "row-link job", href: href(run) }, jobText(run.job_id)),
-    sub(argsMark(run.args), el("span", { class: "what", "data-state": run.state }, run.state), alarmMarks(run), el("span", { class: "mono" }, run.run_id)),
-    el("span", { class: "when soft num" }, timeMark(over ? run.times[run.state] : run.times.schedule ?? run.times.running)),
+    sub(
+      argsMark(run.args),
+      el("span", { class: "what", "data-state": run.state }, run.state),
+      alarmMarks(run),
+      el("span", { class: "mono" }, run.run_id),
+    ),
+    el(
+      "span",
+      { class: "when soft num" },
+      timeMark(over ? run.times[run.state] : (run.times.schedule ?? run.times.running)),
+    ),
     menu(run),
   ];
 }
@@ -108,7 +167,11 @@ function agentCells(agent) {
 /** A list beside the timeline. */
 function list(name, none, items, unlisted, order, cells, all) {
   const body = el("ul", { class: "lines" });
-  const rows = new Rows(body, { key: (item) => item.run_id ?? `${item.job_id} ${item.time} ${JSON.stringify(item.args)}`, tag: "li", cells });
+  const rows = new Rows(body, {
+    key: (item) => item.run_id ?? `${item.job_id} ${item.time} ${JSON.stringify(item.args)}`,
+    tag: "li",
+    cells,
+  });
   const empty = el("p", { class: "empty" }, none);
   const count = el("span", { class: "soft" });
   const head = el("h2", {}, el("a", { href: all }, name), " ", count);
@@ -122,7 +185,9 @@ function list(name, none, items, unlisted, order, cells, all) {
       empty.hidden = number > 0;
       body.hidden = !number;
     },
-    forget() { rows.forget(); },
+    forget() {
+      rows.forget();
+    },
     tick() {
       for (const node of body.querySelectorAll("[data-tick]")) node.onTick?.();
     },
@@ -131,7 +196,10 @@ function list(name, none, items, unlisted, order, cells, all) {
 
 function ticking(cls, text) {
   const node = el("span", { class: cls, "data-tick": "" });
-  node.onTick = () => { const now = text(); if (node.textContent !== now) node.textContent = now; };
+  node.onTick = () => {
+    const now = text();
+    if (node.textContent !== now) node.textContent = now;
+  };
   node.onTick();
   return node;
 }
@@ -139,7 +207,10 @@ function ticking(cls, text) {
 function runningCells(run) {
   const usual = board.typical[run.job_id];
   const bar = el("span", { class: "usual", "data-tick": "", "aria-hidden": "true" }, el("i"));
-  const part = () => { const [start, now] = runSpan(run); return start === null || !usual ? 0 : (now - start) / 1000 / usual; };
+  const part = () => {
+    const [start, now] = runSpan(run);
+    return start === null || !usual ? 0 : (now - start) / 1000 / usual;
+  };
   bar.onTick = () => {
     bar.firstChild.style.setProperty("width", `${Math.min(100, part() * 100).toFixed(1)}%`);
     bar.dataset.over = part() > 1.5 ? "yes" : "no";
@@ -151,8 +222,18 @@ function runningCells(run) {
     ticking("when num", () => elapsed(run) || run.state),
     menu(run),
     usual ? bar : null,
-    sub(argsMark(run.args), run.state === "running" ? null : el("span", {}, run.state), alarmMarks(run),
-      usual ? ticking("", () => (part() > 1.5 ? `${part().toFixed(1)} times the usual ${showSeconds(usual)}` : `usually ${showSeconds(usual)}`)) : null),
+    sub(
+      argsMark(run.args),
+      run.state === "running" ? null : el("span", {}, run.state),
+      alarmMarks(run),
+      usual
+        ? ticking("", () =>
+            part() > 1.5
+              ? `${part().toFixed(1)} times the usual ${showSeconds(usual)}`
+              : `usually ${showSeconds(usual)}`,
+          )
+        : null,
+    ),
   ];
 }
 
@@ -177,7 +258,13 @@ function nextCells(start) {
     el("span", { class: "at num", title: showAgo(start.time) }, showShort(start.time)),
     el("a", { class: "row-link job", href: start.run_id ? href(start) : jobHref(start.job_id) }, jobText(start.job_id)),
     el("span"),
-    start.run_id ? menuButton(`Operations on ${start.run_id}`, () => menuItems({ ...start, state: "scheduled" })) : el("span"),
-    sub(ticking("", () => (Date.parse(start.time) > Date.now() ? showAgo(start.time) : "now")), argsMark(start.args), usual ? el("span", {}, `usually ${showSeconds(usual)}`) : null),
+    start.run_id
+      ? menuButton(`Operations on ${start.run_id}`, () => menuItems({ ...start, state: "scheduled" }))
+      : el("span"),
+    sub(
+      ticking("", () => (Date.parse(start.time) > Date.now() ? showAgo(start.time) : "now")),
+      argsMark(start.args),
+      usual ? el("span", {}, `usually ${showSeconds(usual)}`) : null,
+    ),
   ];
 }
