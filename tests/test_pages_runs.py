@@ -259,7 +259,7 @@ def test_runs_are_chosen_and_operated_on_after_a_preview(site: Installation, pag
     dialog = page.locator("#dialog")
     expect(dialog).to_contain_text("Stop: 2 runs?")
     for run_id in running:
-        expect(dialog.locator(".ids")).to_contain_text(run_id)
+        expect(dialog.locator(".ids")).to_contain_text(f"{run_id} slow")
     dialog.locator("summary").click()
     expect(dialog.locator(".refused")).to_contain_text(f"can't stop run {done}: run is success")
     accessible(page)

@@ -47,7 +47,9 @@ export const runLink = (id, cls = "mono") => el("a", { href: `/runs/${encodeURIC
 /** A job's ID, its folders less loud than its name. */
 export function jobText(id) {
   const cut = id.lastIndexOf("/") + 1;
-  return [cut ? el("span", { class: "folder" }, id.slice(0, cut)) : null, id.slice(cut)];
+  // A line breaks behind a slash, if it must.
+  const folders = id.slice(0, cut).split(/(?<=\/)/).flatMap((part) => [part, el("wbr")]);
+  return [cut ? el("span", { class: "folder" }, folders) : null, id.slice(cut)];
 }
 
 export const jobHref = (id) => `/job/${encodePath(id)}`;

@@ -4,7 +4,7 @@ import { post } from "../lib/api.js";
 import { ask, notice } from "../lib/dialogs.js";
 import { el, fill, plural } from "../lib/dom.js";
 import { searchQuery } from "../lib/filters.js";
-import { runLink } from "../lib/marks.js";
+import { argsMark, jobText, runLink } from "../lib/marks.js";
 
 const VERBS = [
   ["start", "Start", "started"],
@@ -82,6 +82,12 @@ export function bulkBar(page, list) {
   }
   page.leave(() => document.body.classList.remove("has-bulk"));
 
+  /** A run by its ID, and by its job and args if the list has it. */
+  function named(id) {
+    const run = list.runs.get(id);
+    return [runLink(id), run ? [" ", jobText(run.job_id), " ", argsMark(run.args)] : null];
+  }
+
   async function act(operation, name, done) {
     const [verb, what] = operation.split(" ");
     const body = {
@@ -107,10 +113,12 @@ export function bulkBar(page, list) {
       detail: [
         preview.done.length
           ? el(
-              "p",
+              "ul",
               { class: "ids" },
-              preview.done.slice(0, NAMED).map((id) => [runLink(id), " "]),
-              preview.done.length > NAMED ? `and ${plural(preview.done.length - NAMED, "more run")}` : null,
+              preview.done.slice(0, NAMED).map((id) => el("li", {}, named(id))),
+              preview.done.length > NAMED
+                ? el("li", {}, `and ${plural(preview.done.length - NAMED, "more run")}`)
+                : null,
             )
           : null,
         refused.length
