@@ -88,16 +88,23 @@ def until_made(server: Server) -> str:
 def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: Server) -> None:
     going = server.schedule({"job_id": "count"})
     server.until(going, "running")
+    server.write("tick", "schedule: {type: interval, interval: 1}\nprogram: {type: no-op}\n")
+    assert server.command("reload-jobs").returncode == 0
     limit_files(server, 64 * 1024)
     made, why = until_refused(server)
     assert "can't be written" in why or "not on disk" in why
     ill = requests.get(f"{server.url}/health", timeout=60)
     assert ill.status_code == 503
     assert ill.json()["reasons"][0].startswith("the database can't be written: ")
-    assert server.get("/alive") == {} and len(server.get("/jobs")) == len(JOBS)
+    assert server.get("/alive") == {} and len(server.get("/jobs")) == len(JOBS) + 1
     assert requests.post(f"{server.url}/runs", json={"job_id": "echo"}, timeout=60).status_code == 503
+    time.sleep(2.5)  # what is due meanwhile is late by more than a second
     limit_files(server, resource.RLIM_INFINITY)
     after = until_made(server)
+    while not (late := server.get("/search/runs", q="tick alarm:late")["runs"]):
+        pass
+    reasons = {run["reasons"]["late"] for run in late.values()}
+    assert any(reason.startswith("the database could not be written from ") for reason in reasons), reasons
     assert server.get("/health") == {"reasons": []}
     assert server.until(going, *ENDS)["state"] == "success"
     assert server.output(going) == b"".join(b"%d\n" % i for i in range(1, 10))
