@@ -42,6 +42,7 @@ def test_all_that_was_due_meanwhile_runs_at_start(tmp_path: Path) -> None:
         server.start()
         assert ends(server)[before:] == 5 * [("success", "success")]
         made_up = server.get("/search/runs", q="tick state:success")["runs"]
+        assert re.search(f" W {DOWN}\n", (tmp_path / "server.log").read_text())
         said = [
             line for run_id in made_up for line in server.messages(run_id) if "the server was down" in line
         ]

@@ -11,6 +11,8 @@ from apsislib.clock import Deadline
 from apsislib.driver.guard import Guard
 from apsislib.driver.hands import Hands
 from apsislib.figures import Extent
+from apsislib.runs import stamp
+from apsislib.scheduler import SHORT
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +39,8 @@ class Timer:
         self._began = clock.wall()  # the first round
         # Wall, boot and monotonic instants at which the last round ended, and how long it then meant to nap.
         self._left: tuple[float, float, float, float] | None = None
-        self._complaints: list[str] = []  # apsis-timer only: to be logged when the lock is let go
+        # apsis-timer only: to be logged, at which level, when the lock is let go.
+        self._news: list[tuple[int, str]] = []
         self._ticked = clock.monotonic()  # when it last had the lock
         self.thread = threading.Thread(target=self._tick_for_ever, name="apsis-timer")
 
@@ -58,8 +61,9 @@ class Timer:
         """Ends when stop() was called; an exception is the end of the process."""
         try:
             while self._tick():
-                while self._complaints:
-                    log.error("%s", self._complaints.pop(0))
+                while self._news:
+                    level, text = self._news.pop(0)
+                    log.log(level, "%s", text)
         except BaseException:
             log.critical("the timer died:\n%s", traceback.format_exc())
             self._die("timer")
@@ -80,9 +84,9 @@ class Timer:
             kernel.tick(wall, boot, SLICE, brake=guard.store.braked)
             if not self.is_running.is_set() and not kernel.binding and (kernel.due() or wall + 1) > wall:
                 kernel.restored()
-                kernel.lost(self._began, wall, "the server was starting")
+                self._lost(self._began, wall, "the server was starting")
                 self.is_running.set()
-            self._complaints += kernel.failures()
+            self._news += [(logging.ERROR, text) for text in kernel.failures()]
             guard.flush_locked()
             retry = self._hands.retry_locked(boot)
             next_wall, next_boot = kernel.next_wake()
@@ -105,22 +109,26 @@ class Timer:
         if abs(delta) <= STEP:
             return False
         log.warning("the wall clock was set by %+.3f s; schedules follow it, durations do not", delta)
-        kernel = self._guard.kernel
-        kernel.stepped(delta, wall)
-        kernel.lost(wall - delta, wall, "the clock was set forward")
+        self._guard.kernel.stepped(delta, wall)
+        self._lost(wall - delta, wall, "the clock was set forward")
         return True
 
+    def _lost(self, start: float, end: float, reason: str) -> None:
+        """Nothing was started between these wall instants: the kernel is told, and who reads the log."""
+        self._guard.kernel.lost(start, end, reason)
+        if end - start >= SHORT:
+            self._news.append((logging.WARNING, f"{reason} from {stamp(start)} to {stamp(end)}"))
+
     def _notice_gap(self, wall: float, boot: float, stepped: bool) -> None:
-        """Tell the kernel since when this thread could do nothing, if that was for long."""
-        kernel = self._guard.kernel
+        """Tell since when this thread could do nothing, if that was for long."""
         if self._left is None:
             self._began = wall
             if self._down_since is not None:
-                kernel.lost(self._down_since, wall, "the server was down")
+                self._lost(self._down_since, wall, "the server was down")
             return
         since, boot_then, then, nap = self._left
         away = self.clock.monotonic() - then
         if boot - boot_then - away > LAG:
-            kernel.lost(since, wall, "the host was suspended")
+            self._lost(since, wall, "the host was suspended")
         elif away > nap + LAG and not stepped:
-            kernel.lost(since, wall, "the server stood still")
+            self._lost(since, wall, "the server stood still")

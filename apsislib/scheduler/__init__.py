@@ -32,12 +32,12 @@ from apsislib.runs import Alarm, Effect, Forget, Job, Json, Run, Wake
 from apsislib.scheduler import lateness, restoring
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.executing import Executing, given_up
-from apsislib.scheduler.gaps import Gaps
+from apsislib.scheduler.gaps import SHORT, Gaps
 from apsislib.scheduler.ledger import Ledger, Settings
 from apsislib.scheduler.waiting import Waiting
 from apsislib.states import FINISHED, SCHEDULED, State
 
-__all__ = ["Scheduler", "Settings"]
+__all__ = ["SHORT", "Scheduler", "Settings"]
 
 DUE, WAKE = Alarm.DUE, Alarm.WAKE
 
