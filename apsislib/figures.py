@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
@@ -45,8 +46,8 @@ def process() -> dict[str, Any]:
         size = resident = 0
     try:
         files = len(os.listdir("/proc/self/fd")) - 1  # but for the one that lists
-    except OSError:
-        files = 0
+    except OSError as error:  # there is none left to list them by
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if error.errno == errno.EMFILE else 0
     return {
         "rusage_maxrss": used.ru_maxrss * 1024,
         "rusage_utime": used.ru_utime,
@@ -57,3 +58,12 @@ def process() -> dict[str, Any]:
         "threads": threading.active_count(),
         "gc": gc.get_stats(),
     }
+
+
+def shortage() -> str | None:
+    """Why this process can open no files, and so take no connections; None: it can."""
+    try:
+        os.close(os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        return f"can't open files or take connections: {error.strerror}; raise the limit of open files"
+    return None

@@ -74,6 +74,7 @@ class Server(http.server.HTTPServer):
         self._open: dict[socket.socket, bool] = {}  # being served -> idle; longest idle first among those
         self._numbers = itertools.count(1)
         self._refused: deque[tuple[socket.socket, Deadline]] = deque()  # apsis-http only
+        self._short = False  # of descriptors or memory, and that was said; apsis-http only
         self._accepting = threading.Thread(target=self._accept, name="apsis-http")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.address_family = family
@@ -131,13 +132,19 @@ class Server(http.server.HTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return super().get_request()
+            accepted = super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                log.error("can't accept connections: %s", error)
+                if not self._short:
+                    log.error("can't accept connections: %s; who comes waits", error)
+                self._short = True
                 # The connection stays in the backlog and would be offered again at once.
                 self.closing.wait(0.1)
             raise
+        if self._short:
+            log.warning("connections are accepted again")
+        self._short = False
+        return accepted
 
     # -- connections and threads -------------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Health:
         if not self._timer.is_running.is_set():
             return ["starting: runs of earlier times are being taken up"]
         found = []
+        if short := figures.shortage():
+            found.append(short)
         writer = self._guard.store.stats()
         if failing := writer["failing"]:
             found.append(f"the database can't be written: {failing}; nothing new is started")

@@ -1,0 +1,158 @@
+"""A server that can open no more files, or that may not write any more: it says so, starts nothing that it
+can't record, keeps what runs, and goes on by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import requests
+from server import ENDS, Server, environment
+
+WAIT = 60.0
+JOBS = {
+    "noop": "program: {type: no-op}\n",
+    "count": "program:\n  type: procstar-shell\n  command: for i in `seq 9`; do echo $i; sleep 0.2; done\n",
+    "often": "schedule: {type: interval, interval: 1}\nprogram: {type: procstar, argv: [/bin/echo, here]}\n",
+}
+COUNTED = b"".join(b"%d\n" % i for i in range(1, 10))
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path, JOBS).running() as server:
+        yield server
+
+
+def limit(server: Server, files: int) -> int:
+    """Let the server have so many descriptors; how many it was let before."""
+    assert server.process is not None
+    soft, hard = resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (files, hard))
+    return soft
+
+
+def until_logged(server: Server, text: str, start: int = 0) -> None:
+    end = time.monotonic() + WAIT
+    while text not in server.log()[start:]:
+        assert time.monotonic() < end, server.log()[start:]
+        time.sleep(0.05)
+
+
+def test_without_descriptors_what_runs_goes_on_and_new_clients_wait_until_there_are_some(
+    server: Server,
+) -> None:
+    assert server.process is not None
+    known = requests.Session()  # a connection that is there already
+    assert known.get(f"{server.url}/alive", timeout=WAIT).status_code == 200
+    going = str(
+        next(iter(known.post(f"{server.url}/runs", json={"job_id": "count"}, timeout=WAIT).json()["runs"]))
+    )
+    server.until(going, "running")
+    said = len(server.log())
+    before = limit(server, len(os.listdir(f"/proc/{server.process.pid}/fd")))
+    clients = [socket.create_connection(("127.0.0.1", server.port), WAIT) for _ in range(20)]
+    for client in clients:
+        client.sendall(b"GET /api/v1/alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    until_logged(server, "Too many open files", said)
+    # Who is known is served, what is due is begun, what runs goes on.
+    end = time.monotonic() + WAIT
+    made: set[str] = set()
+    while len(made) < 2:
+        assert time.monotonic() < end
+        answer = known.get(f"{server.url}/runs?job_id=often&state=success", timeout=WAIT)
+        assert answer.status_code in (200, 503), answer.text
+        if answer.status_code == 200:
+            made |= set(answer.json()["runs"])
+    while known.get(f"{server.url}/runs/{going}/state", timeout=WAIT).json()["state"] not in ENDS:
+        assert time.monotonic() < end
+    ill = known.get(f"{server.url}/health", timeout=WAIT)
+    assert ill.status_code == 503 and "open files" in ill.json()["error"], ill.text
+    assert server.log()[said:].count("can't accept connections: ") == 1
+    limit(server, before)
+    for client in clients:
+        with closing(client):
+            client.settimeout(WAIT)
+            assert client.recv(100).startswith(b"HTTP/1.1 200")
+    assert server.run(going)["state"] == "success" and server.output(going) == COUNTED
+    while requests.get(f"{server.url}/health", timeout=WAIT).status_code != 200:
+        assert time.monotonic() < end + WAIT
+        time.sleep(0.05)
+
+
+AGENTS = "procstar: {agent: {enable: true, server: {host: 127.0.0.1, port: %d, plain: true}}}\n"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, which becomes read-only when it finds an error, as most do."""
+    image, directory = tmp_path / "image", tmp_path / "disk"
+    image.write_bytes(bytes(16 << 20))
+    directory.mkdir()
+    subprocess.run(["/usr/sbin/mkfs.ext4", "-q", "-e", "remount-ro", str(image)], check=True)
+    mount(image, directory)
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True)
+
+
+def mount(image: Path, directory: Path) -> None:
+    done = subprocess.run(["mount", "-o", "loop", str(image), str(directory)], capture_output=True, text=True)
+    assert done.returncode == 0, f"to mount a disk it takes root and a loop device: {done.stderr}"
+
+
+def fail(disk: Path) -> None:
+    """The kernel finds an error of the file system."""
+    device = os.stat(disk).st_dev
+    name = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}").resolve().name
+    Path(f"/sys/fs/ext4/{name}/trigger_fs_error").write_text("x")
+
+
+def test_on_a_disk_that_becomes_read_only_nothing_new_begins_and_what_runs_is_not_lost(disk: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = "runs: {retention: off}\njob_dir: jobs\ndatabase: {path: apsis.db}\n"
+    (disk / "apsis.yaml").write_text(config + AGENTS % port)
+    server = Server(disk, {job_id: JOBS[job_id] for job_id in ("noop", "count")})
+    argv = [*server.program, "agent", "--agent", "--plain", "--agent-host", "127.0.0.1"]
+    argv += ["--agent-port", str(port), "--connect-interval-max", "1"]
+    agent = subprocess.Popen(argv, env=environment(), cwd="/")
+    try:
+        server.start()
+        going = server.schedule({"job_id": "count"})
+        server.until(going, "running")
+        # The files that this test made; those of the server were never in doubt.
+        subprocess.run(["sync", "--file-system", str(disk / "jobs")], check=True)
+        fail(disk)
+        answer = requests.post(f"{server.url}/runs", json={"job_id": "noop"}, timeout=WAIT)
+        assert answer.status_code == 503 and "look for errors of the disk" in answer.json()["error"]
+        ill = requests.get(f"{server.url}/health", timeout=WAIT)
+        assert ill.status_code == 503 and "nothing new is started" in ill.json()["error"], ill.text
+        # What was known can be read still.
+        assert server.run(going)["state"] == "running"
+        server.kill()
+        # Whoever mends it has to unmount it.
+        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(
+            ["/usr/sbin/e2fsck", "-p", str(disk.parent / "image")], check=False, capture_output=True
+        )
+        mount(disk.parent / "image", disk)
+        server.start()
+        assert server.until(going, *ENDS)["state"] == "success"
+        assert server.output(going) == COUNTED
+        assert server.until(server.schedule({"job_id": "noop"}), *ENDS)["state"] == "success"
+        assert len(server.get("/runs", job_id="noop")["runs"]) in (1, 2)  # that of before was never promised
+        assert server.end() == 0
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            server.kill()
+        agent.kill()
+        agent.wait(60)
