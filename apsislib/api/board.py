@@ -36,6 +36,7 @@ LISTED = 100  # runs of a kind on the board
 EXPLAINED = 40  # waiting runs of which it is said why
 NEXT = 20  # starts
 COUNTED = 10_000  # beyond, "so many or more"
+EVER = 1e300  # beyond every instant
 PLACED = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
 
 SHORTEST, LONGEST = 60.0, 32 * DAY  # s, of a timeline
@@ -93,7 +94,7 @@ def _next(parts: Parts, now: float) -> list[dict[str, Any]]:
     # A job whose first run is not among these has none among the next.
     ahead = [run for job_id in {run.job_id for run in firsts} for run in parts.driver.expected(job_id)]
     with parts.store.read() as reader:
-        ahead += reader.runs(states={State.SCHEDULED}, limit=COUNTED)
+        ahead += reader.scheduled(0.0, EVER, NEXT)
     runs = {run.run_id: run for run in ahead if run.state is State.SCHEDULED}
     found: list[dict[str, Any]] = [
         {"job_id": run.job_id, "args": dict(run.args), "time": format_time(_due(run)), "run_id": run.run_id}
@@ -249,10 +250,10 @@ Starts = dict[str, list[tuple[float, str | None]]]  # by job: when, and the run'
 def _made(parts: Parts, since: float, until: float, words: Sequence[str]) -> Starts:
     """The starts of runs that were scheduled by hand or by an action."""
     with parts.store.read() as reader:
-        runs = reader.runs(states={State.SCHEDULED}, limit=COUNTED)
+        runs = reader.scheduled(since, until, ASKED)
     found: Starts = {}
     for run in runs:
-        if since <= _due(run) < until and _is_meant(run.job_id, words):
+        if _is_meant(run.job_id, words):
             found.setdefault(run.job_id, []).append((_due(run), run.run_id))
     return found
 

@@ -306,6 +306,10 @@ class Reader:
         """(job ID, run) of what waits, starts, runs or stops, newest first."""
         return timeline.active(self._all, limit)
 
+    def scheduled(self, since: float, until: float, limit: int) -> list[Run]:
+        """The first runs in the database that are scheduled and due in the span, by when they are due."""
+        return self._readable("runs", timeline.scheduled(self._all, since, until, limit), from_row)
+
     def standing(self, since: float) -> list[Run]:
         """Failures since an instant that no later run of the instance has made good, newest first."""
         return self._readable("runs", timeline.standing(self._all, since), from_row)

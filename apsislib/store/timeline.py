@@ -91,6 +91,15 @@ def active(query: Query, limit: int) -> list[tuple[str, Past]]:
     return [(row[0], run) for row in rows[:limit] for run in read_past([row[1:]])]
 
 
+def scheduled(query: Query, since: float, until: float, limit: int) -> list[Any]:
+    """The first rows (of COLUMNS) of runs that were scheduled by hand or by an action, due in the span."""
+    return query(
+        f"SELECT {COLUMNS} FROM runs INDEXED BY runs_state WHERE state = ? AND schedule >= ? AND schedule < ?"
+        " ORDER BY schedule, number LIMIT ?",
+        (State.SCHEDULED.value, since, until, limit),
+    )
+
+
 def standing(query: Query, since: float) -> list[Any]:
     """Rows (of COLUMNS) of failures since an instant that no later run of the same instance has made good."""
     later = (
