@@ -27,6 +27,8 @@ class FakeHost:
         self.reports: list[tuple[str, Report]] = []
         self.outputs: dict[str, bytearray] = {}
         self.asked = 0  # how often output_full was
+        self.offers: list[tuple[str, State, str | None]] = []
+        self.stats = self.upkeep = None
         self._changed = threading.Condition()
 
     def add(self, run: Run) -> Run:
@@ -43,6 +45,12 @@ class FakeHost:
 
     def run(self, run_id: str) -> Run | None:
         return self.runs.get(run_id)
+
+    def stored(self, run_id: str) -> Run | None:
+        return self.runs.get(run_id)
+
+    def offer(self, run_id: str, state: State, message: str | None, meta: Any) -> None:
+        self.offers.append((run_id, state, message))
 
     def note(self, run_id: str, text: str) -> None:
         self.report(run_id, Remark(text))

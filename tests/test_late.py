@@ -1,0 +1,95 @@
+"""Processes of runs that were given up, found again at their agents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from doubles import FakeAgents, FakeHost, ended, result
+
+from apsislib.errors import Unavailable
+from apsislib.runs import Remark, Run
+from apsislib.states import State
+from apsislib.wire import FdHead
+from programs import noop, procstar
+from programs.base import Settings
+from programs.late import Truths
+
+PROC = "r7.5c1f"
+SETTINGS = Settings(update_interval=None, output_interval=None)
+
+
+class Host(FakeHost):
+    def spawn(self, work: Callable[[], None]) -> None:
+        work()
+
+
+class Story:
+    """Run r7 was given up; what its program is found to do on agent `A`."""
+
+    def __init__(self, **given_up: Any) -> None:
+        self.agents = FakeAgents()
+        self.host = Host(self.agents)
+        program = procstar.parse({"argv": ["/bin/work"]}, SETTINGS).bind(lambda text: text)
+        meta = {"given_up": {"proc_id": PROC, "conn_id": "A", "state": "running", **given_up}}
+        self.host.add(Run("r7", "job", {}, State.ERROR, program=program.to_json(), meta=meta))
+        self.host.outputs["r7"] = bytearray(b"before ")
+        self.truths = Truths(lambda json: procstar.load(json, SETTINGS), self.host, self.agents)
+
+    def found(self, res: Any = None, proc_id: str = PROC) -> bool:
+        """Whether it was taken for one of ours; then a hand has looked."""
+        return self.truths.claimed("A", proc_id, res or result())
+
+
+def test_its_output_is_stored_to_the_end_and_its_end_offered() -> None:
+    story = Story()
+    assert story.found()
+    assert story.host.of(Remark)[0].message == "agent A is back and still runs the program (pid 4133)"
+    watcher = story.agents.watchers[PROC]
+    watcher.registered(True)
+    assert story.agents.take("ProcResultRequest")
+    watcher.result(ended(3, length=12))
+    watcher.head(FdHead(PROC, "stdout", 7, 12, None, 5))
+    watcher.data(b"after")
+    watcher.end()
+    assert bytes(story.host.outputs["r7"]) == b"before after"
+    assert story.host.offers == [("r7", State.FAILURE, "exit code 3")]
+
+
+def test_a_program_that_was_to_end_is_told_so_again() -> None:
+    story = Story(state="stopping", signals=["SIGTERM", "SIGKILL"])
+    story.found()
+    story.agents.take()
+    story.agents.watchers[PROC].registered(True)
+    assert [m["signum"] for m in story.agents.take("ProcSignalRequest")] == [9]
+
+
+def test_an_agent_that_is_lost_again_is_waited_for_by_nobody() -> None:
+    story = Story()
+    story.found()
+    story.agents.watchers[PROC].lost()
+    assert story.agents.watchers == {}
+    assert story.found()  # as it was this time
+
+
+def test_what_is_not_the_process_of_such_a_run_is_left_to_its_fate() -> None:
+    story = Story()
+    assert not story.found(proc_id="b777")
+    assert story.found(proc_id="r8.5c1f") and story.found(proc_id="r7.other")
+    assert story.agents.forgotten == ["r8.5c1f", "r7.other"]
+    story.host.change("r7", meta={**story.host.runs["r7"].meta, "late_verdict": {"state": "failure"}})
+    assert story.found() and story.agents.forgotten[-1] == PROC
+    other = Story()
+    other.truths = Truths(lambda json: noop.load({}, SETTINGS), other.host, other.agents)
+    assert other.found() and other.agents.forgotten == [PROC]
+
+
+def test_a_record_is_kept_while_the_database_cannot_be_read(monkeypatch: Any) -> None:
+    story = Story()
+
+    def unreadable(run_id: str) -> Run:
+        raise Unavailable("no disk")
+
+    monkeypatch.setattr(story.host, "stored", unreadable)
+    assert story.found()
+    assert story.agents.forgotten == [] and story.agents.watchers == {}
