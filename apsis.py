@@ -37,6 +37,7 @@ DEATH = 70  # exit status when the timer, the writer or the kernel has failed: r
 # Python's own default, costs a quarter of the engine's time.
 GC_THRESHOLD = (10_000, 10, 10)
 READY = 10.0  # s; after which systemd is told that a server is ready that serves but runs nothing yet
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
 NOFILE = 65536  # descriptors; an agent that is connected takes three
@@ -399,6 +400,7 @@ def serve(args: argparse.Namespace) -> int:
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
     for number, word in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "hangup")):
         signal.signal(number, lambda *_, word=word: asked.put(word))  # type: ignore[misc]
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked by a restart, see below
     try:
         config = configs.load(args.config, args.override)
         if args.local_agent:
@@ -438,6 +440,11 @@ def serve(args: argparse.Namespace) -> int:
     else:
         notifier.send("STOPPING=1")
     left = server.stop()
+    if word == "restart":
+        # Who wants it to end while it is being restarted is heard, here or by the next process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        while not asked.empty():
+            word = "stop" if asked.get() == "stop" else word
     if word == "restart":
         notifier.give_back(os.environ)
         logging.shutdown()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import requests
 from server import ENDS, Server
 
 from apsislib.errors import BadRequest
@@ -120,3 +121,15 @@ def test_a_file_that_is_no_identity_is_an_error_that_names_it(tmp_path: Path) ->
         path.write_text(text)
         with pytest.raises(BadRequest, match=r"agent\.json: can't be read: .*; remove it if no program"):
             Identity.read(path)
+
+
+def test_a_server_that_is_to_end_while_it_restarts_ends(server: Server) -> None:
+    """However the two orders come together: a service manager does not wait for ever."""
+    base = server.url.removesuffix("/v1")
+    for pause in (0.0, 0.02, 0.1):
+        requests.post(f"{base}/control/shut_down", params={"restart": "true"}, timeout=60).raise_for_status()
+        time.sleep(pause)  # somewhere in the midst of it
+        assert server.process is not None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) in (0, -signal.SIGTERM)
+        server.start()

@@ -135,7 +135,7 @@ def test_a_server_that_acts_before_its_commit_is_found_out(
         loop(tmp_path / "db", "commit", "before")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_thirty_real_servers_that_are_killed_somewhere_leave_the_truth(tmp_path: Path) -> None:
     outcome = kills.play(tmp_path, kills.points((1, 2, 5, 11, 24)), print)
     print(outcome)

@@ -261,8 +261,10 @@ class _Judge:
 
     def _error(self, verdict: Verdict) -> None:
         text = self.last_error()
-        conn_id = next((c for c in self.history.away if re.search(rf"\b{c}\b", text)), None)
-        away = 0.0 if conn_id is None else self.history.away[conn_id]
+        conn_id = next((c for c, _, _ in self.history.away if re.search(rf"\b{c}\b", text)), None)
+        born = 0.0 if self.begin is None else self.begin.boot
+        # For so long the agent was away at most, after the program had begun.
+        away = max((b - a for c, a, b in self.history.away if c == conn_id and b > born), default=0.0)
         killed = any(life.startswith(f"{conn_id}.") for life in self.history.killed)
         if "reconnect timeout" in text:
             excused = away >= self.reconnect - SLACK

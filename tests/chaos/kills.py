@@ -20,7 +20,7 @@ from chaos.world import PATIENCE, World
 
 Point = tuple[str, str, int]  # kind, mode, n: see launch.py
 KINDS = ("commit", "send", "receive")
-LIFE = 20.0  # seconds after which a life that has not come to its n-th is ended
+LIFE = 10.0  # seconds after which a life that has not come to its n-th is ended
 
 
 def points(numbers: Iterable[int]) -> list[Point]:

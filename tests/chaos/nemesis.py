@@ -13,11 +13,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from subprocess import TimeoutExpired
 
 import requests
 
-from chaos.world import World
+from chaos.world import PATIENCE, World
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Fault:
     target: str  # "server", "a1", "clock", ...
     at: float  # seconds from the beginning
     lasts: float = 0.0  # seconds
-    what: int | str = 0  # seconds by which the clock is set and set back, way of a hang
+    what: int | str = 0  # seconds by which the clock is set and set back, way of a hang, ms of delay
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class History:
 
     counts: Counter[str] = field(default_factory=Counter)
     killed: set[str] = field(default_factory=set)  # lives of agents: "a1.3"
-    away: dict[str, float] = field(default_factory=dict)  # conn_id -> the longest absence, seconds
+    away: list[tuple[str, float, float]] = field(default_factory=list)  # conn_id, from and until (boot)
     stopped: set[str] = field(default_factory=set)  # run IDs whose stop was accepted
     deaths: list[str] = field(default_factory=list)  # of the server, by itself
 
@@ -43,11 +45,13 @@ class History:
 KINDS = {  # kind -> how often
     "kill server": 5,
     "end server": 2,
+    "restart server": 2,
     "freeze server": 2,
     "kill agent": 4,
     "freeze agent": 3,
     "cut": 4,
     "hang": 4,
+    "slow": 2,
     "clock": 2,
     "disk": 2,
     "stop": 5,
@@ -100,6 +104,10 @@ def _details(kind: str, chance: random.Random, agents: list[str]) -> tuple[str, 
             return chance.choice(agents), 0.0, 0
         case "hang":
             return chance.choice(agents), chance.uniform(0.5, 8), chance.choice(("both", "up", "down"))
+        case "slow":
+            return chance.choice(agents), chance.uniform(1, 8), chance.choice((50, 400))
+        case "restart server":
+            return "server", 0.0, 0
         case "clock":
             return "clock", chance.uniform(1, 6), chance.choice((-1, 1)) * chance.randint(3, 30)
         case "disk":
@@ -164,6 +172,8 @@ class Nemesis:
                 assert world.server is not None
                 # One that is only starting has no handler yet: SIGTERM is then a kill.
                 world.server.terminate()
+            case "restart server":
+                self._operate(self._restart)
             case "freeze server":
                 assert world.server is not None
                 world.server.send_signal(signal.SIGSTOP)
@@ -177,18 +187,18 @@ class Nemesis:
                 self._agents[fault.target].proxy.cut()
             case "hang":
                 self._agents[fault.target].proxy.hang(str(fault.what))
+            case "slow":
+                self._agents[fault.target].proxy.delay(int(fault.what) / 1000)
             case "clock":
                 world.clock.set(world.clock.offset + int(fault.what))
             case "disk":
                 self._filled = True
                 world.disk.fill(world.server)
             case "stop":
-                operator = threading.Thread(target=self._stop_some_run, name="operator")
-                operator.start()
-                self._operators.append(operator)
+                self._operate(self._stop_some_run)
         if fault.target in self._agents:
-            away = self.history.away
-            away[fault.target] = max(away.get(fault.target, 0.0), fault.lasts)
+            now = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self.history.away.append((fault.target, now, now + fault.lasts))
 
     def _end(self, fault: Fault) -> None:
         world = self._world
@@ -198,7 +208,12 @@ class Nemesis:
                 self._down = False
             case "end server":
                 assert world.server is not None
-                status = world.server.wait()
+                try:
+                    status = world.server.wait(PATIENCE)
+                except TimeoutExpired:
+                    self.history.deaths.append("the server did not end when it was told to")
+                    world.kill_server()
+                    status = 0
                 if status not in (0, -signal.SIGTERM):
                     self.history.deaths.append(f"the server, told to end, did so with status {status}")
                 world.start_server()
@@ -212,10 +227,23 @@ class Nemesis:
                 self._agents[fault.target].signal(signal.SIGCONT)
             case "hang":
                 self._agents[fault.target].proxy.heal()
+            case "slow":
+                self._agents[fault.target].proxy.delay(0.0)
             case "clock":
                 world.clock.set(world.clock.offset - int(fault.what))
             case "disk":
                 world.disk.free(world.server)
+
+    def _operate(self, work: Callable[[], None]) -> None:
+        operator = threading.Thread(target=work, name="operator")
+        operator.start()
+        self._operators.append(operator)
+
+    def _restart(self) -> None:
+        """An operator says `apsisctl restart`."""
+        url = f"{self._world.url.removesuffix('/v1')}/control/shut_down"
+        with suppress(requests.RequestException):
+            requests.post(url, params={"restart": "true"}, timeout=5)
 
     def _stop_some_run(self) -> None:
         """An operator stops a run, and trusts the answer."""

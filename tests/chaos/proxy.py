@@ -3,6 +3,7 @@
 cut()       both ends are reset: everybody notices at once
 hang()      half-open: nothing is forwarded, nothing is closed, and nobody is told; new connections
             hang as well. `way`: "both", or only "up" (agent to server) or "down"
+delay(s)    whatever comes is forwarded so many seconds later, and meanwhile nothing else is
 heal()      what hung is dropped, as after the change of a route; new connections are forwarded again
 """
 
@@ -12,6 +13,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from contextlib import suppress
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a reset
@@ -30,6 +32,7 @@ class Proxy:
         self._ups: set[socket.socket] = set()  # the agents' ends
         self._hung = ""
         self._ending = False
+        self._delay = 0.0  # seconds; read without the lock
         self._thread = threading.Thread(target=self._forward, name="proxy", daemon=True)
         self._thread.start()
 
@@ -42,6 +45,9 @@ class Proxy:
         with self._lock:
             self._hung = way
         self._poke()
+
+    def delay(self, seconds: float) -> None:
+        self._delay = seconds
 
     def heal(self) -> None:
         with self._lock:
@@ -111,6 +117,8 @@ class Proxy:
         try:
             data = end.recv(65536)
             if data:
+                if self._delay:
+                    time.sleep(self._delay)
                 peer.sendall(data)
                 return
         except OSError:

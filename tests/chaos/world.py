@@ -125,6 +125,7 @@ class Agent:
         argv += ["--agent-host", "127.0.0.1", "--agent-port", str(self.proxy.port)]
         argv += ["--conn-id", self.conn_id, "--connect-interval-start", "0.2"]
         argv += ["--connect-interval-max", "1", "--agent-read-timeout", "6", *self._options]
+        argv += ["--idle-exit", "120"]  # should the campaign itself be killed
         env = {**os.environ, "PYTHONPATH": str(ROOT), "CHAOS_AGENT": self.name}
         with open(self._log, "ab") as log:
             self.process = subprocess.Popen(
