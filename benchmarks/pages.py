@@ -3,8 +3,9 @@
     python -m benchmarks.pages [--minutes 10] [--runs 1000000] [--jobs 10000] [--keep DIRECTORY]
 
 The time to the first meaningful paint is from the start of the navigation to the frame after rows are there:
-on Today those of the timeline and the next starts, on Runs those of the table. First with an empty cache, as
-on a first visit, then again. Bytes are what went over the wire, as the browser counts them. A tab's memory is
+on Today those of the timeline and the next starts, on Runs and Jobs those of the table, of a job its charts.
+First with an empty cache, as on a first visit, then again. Bytes are what went over the wire, as the browser
+counts them. A tab's memory is
 its JavaScript heap and its nodes after a collection of garbage, while runs are made at 20 a second.
 """
 
@@ -33,6 +34,8 @@ TIMES = 5
 PAGES = {
     "Today": ("/", ["main .labels li", ".list[aria-label='Next starts'] li"]),
     "Runs": ("/runs", ["table.runs tbody tr"]),
+    "Jobs": ("/jobs", ["table.jobs tbody:not([aria-hidden]) tr"]),
+    "a job": (f"/job/{bigday.job_ids(1)[0]}", [".prose, .upcoming", "svg.calendar", ".bar-link"]),
 }
 # Notes the instant of the frame after all of them are there.
 WATCH = """(selectors) => {

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 from apsislib.jobs import JobSet
 from apsislib.runs import Job
 from apsislib.schedules import words
-from apsislib.shapes import encode, labels
+from apsislib.shapes import encode, join, labels
 
 SHORT = 240  # characters of a description or program that are listed
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """An answer that many ask for, ready to be sent."""
+
+    tag: str
+    body: bytes
+    packed: bytes  # in gzip
+
+
+def listed(entries: Iterable[bytes]) -> list[bytes]:
+    return join(entries, b'{"jobs":[', b"]}")
 
 
 class Catalog:
@@ -21,15 +38,26 @@ class Catalog:
         self._lock = Lock()  # protects what follows; held while entries are made, so that one thread does it
         self._jobs: JobSet | None = None
         self._entries: list[tuple[str, bytes]] = []  # (text that is searched, JSON)
+        self._whole = Whole("", b"", b"")
 
     def entries(self, jobs: JobSet) -> list[tuple[str, bytes]]:
         with self._lock:
-            if jobs is not self._jobs:
-                self._entries = [
-                    (_text(job), encode(_entry(job))) for job in jobs.jobs.values() if not job.ad_hoc
-                ]
-                self._jobs = jobs
+            self._make_locked(jobs)
             return self._entries
+
+    def whole(self, jobs: JobSet) -> Whole:
+        """The list of all jobs."""
+        with self._lock:
+            self._make_locked(jobs)
+            return self._whole
+
+    def _make_locked(self, jobs: JobSet) -> None:
+        if jobs is self._jobs:
+            return
+        self._entries = [(_text(job), encode(_entry(job))) for job in jobs.jobs.values() if not job.ad_hoc]
+        body = b"".join(listed(entry for _, entry in self._entries))
+        self._whole = Whole(hashlib.sha256(body).hexdigest()[:20], body, gzip.compress(body, 6, mtime=0))
+        self._jobs = jobs
 
 
 def _entry(job: Job) -> dict[str, Any]:

@@ -50,6 +50,8 @@ def packed(request: Request, response: Response) -> Response:
     length = len(response.body) if isinstance(response.body, bytes) else response.length
     if response.status != 200 or not length or length < LEAST or not PACKABLE.match(response.content_type):
         return response
+    if any(name == "vary" for name, _ in response.headers):  # whoever made it has decided
+        return response
     headers = [(k, f"W/{v}" if k == "etag" else v) for k, v in response.headers]
     headers.append(("vary", "accept-encoding"))
     if not accepts_gzip(request.headers.get("accept-encoding", "")):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from apsislib.api.encoding import tagged
+from apsislib.api.catalog import listed
+from apsislib.api.encoding import accepts_gzip, is_known, tagged
 from apsislib.api.message import Request, Response, blocks, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
@@ -52,10 +53,25 @@ def one_job(parts: Parts, request: Request) -> Response:
 
 def search(parts: Parts, request: Request) -> Response:
     wanted = (request.one("q") or "").casefold().split()[:MOST]
+    if not wanted:
+        return _all_in_short(parts, request)
     with parts.turns.take():
         entries = parts.catalog.entries(parts.driver.jobs)
-        found = [entry for text, entry in entries if all(word in text for word in wanted)]
-        return tagged(request, blocks(join(found, b'{"jobs":[', b"]}")))
+        return tagged(
+            request, blocks(listed(entry for text, entry in entries if all(word in text for word in wanted)))
+        )
+
+
+def _all_in_short(parts: Parts, request: Request) -> Response:
+    whole = parts.catalog.whole(parts.driver.jobs)
+    pack = accepts_gzip(request.headers.get("accept-encoding", ""))
+    tag = f'{"W/" if pack else ""}"{whole.tag}"'
+    headers = [("etag", tag), ("cache-control", "no-cache"), ("vary", "accept-encoding")]
+    if is_known(request, f'"{whole.tag}"'):
+        return Response(304, b"", headers=headers)
+    if pack:
+        return Response(body=whole.packed, headers=[*headers, ("content-encoding", "gzip")])
+    return Response(body=whole.body, headers=headers)
 
 
 def overview(parts: Parts, request: Request) -> Response:

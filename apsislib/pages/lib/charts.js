@@ -113,7 +113,7 @@ function cell(date, counts, x, y) {
 
 /** What the colours and marks of a calendar mean. */
 export function legend() {
-  return el("div", { class: "legend soft" }, ["success", "failure", "error", "skipped"].map((state) => el("span", {}, stateIcon(state), ` ${state}`)));
+  return el("div", { class: "day-legend soft" }, ["success", "failure", "error", "skipped"].map((state) => el("span", {}, stateIcon(state), ` ${state}`)));
 }
 
 export const jobHref = (id) => `/job/${encodePath(id)}`;

@@ -45,6 +45,14 @@ export function settled(does, ms) {
   };
 }
 
+/** What `does` once `ms` after the first of any number of calls: also while they never stop coming. */
+export function paced(does, ms) {
+  let timer = null;
+  return () => {
+    timer ??= setTimeout(() => { timer = null; does(); }, ms);
+  };
+}
+
 /** At most one call of the async `does` at a time; what asks meanwhile gets one more call at its end. */
 export function oneAtATime(does) {
   let busy = false;

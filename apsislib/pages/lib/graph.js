@@ -35,6 +35,12 @@ export function drawGraph({ nodes, edges, middle, label }) {
     [...place.values()].map((found) => drawNode(found, middle)));
 }
 
+/** Scroll what holds a graph so that its middle can be seen. */
+export function showMiddle(box) {
+  const rect = box.querySelector(".graph-node.middle rect");
+  box.scrollLeft = rect ? Number(rect.getAttribute("x")) - (box.clientWidth - WIDE) / 2 : 0;
+}
+
 /** Distance from the middle: negative towards what it hangs on. */
 function levels(nodes, edges, middle) {
   const found = new Map([[middle, 0]]);

@@ -1,7 +1,7 @@
 // Agents: who is there and takes work, what runs on each, what waits for one; and who came and went.
 
 import { get } from "../lib/api.js";
-import { el, fill, oneAtATime, plural, settled, svg } from "../lib/dom.js";
+import { el, fill, oneAtATime, plural, paced, svg } from "../lib/dom.js";
 import { argsMark, jobLink, runLink, stateIcon, timeMark } from "../lib/marks.js";
 import { Rows, table, td } from "../lib/tables.js";
 import { showAgo } from "../lib/times.js";
@@ -53,9 +53,10 @@ export async function mount(main, page) {
     if (mine) return mine;
     const { whole, body } = table(["Agent", "State", "Load", "Runs", "User", "Address", "Since"], { caption: `Agents of group ${name}` });
     const said = el("span", { class: "soft" });
-    const box = el("div", {}, el("div", { class: "head-row over" }, el("h2", {}, "Group ", el("span", { class: "mono" }, name)), said), el("section", { class: "flush" }, whole));
+    const section = el("section", { class: "flush" }, whole);
+    const box = el("div", {}, el("div", { class: "head-row over" }, el("h2", {}, "Group ", el("span", { class: "mono" }, name)), said), section);
     const rows = new Rows(body, { key: (agent) => agent.conn_id, cells: agentCells });
-    mine = { box, rows, said, whole };
+    mine = { box, rows, said, section };
     parts.set(name, mine);
     return mine;
   }
@@ -105,7 +106,7 @@ export async function mount(main, page) {
       fill(mine.said, ["live", "draining", "lost", "done"].filter(number).map((state) => `${number(state)} ${state}`).join(", ") || "no agent",
         ` · ${plural(agents.reduce((sum, agent) => sum + agent.load, 0), "run")}`,
         waiting ? el("strong", { class: "overdue" }, ` · ${plural(waiting, "run")} ${waiting === 1 ? "waits" : "wait"} for an agent`) : null);
-      mine.whole.hidden = agents.length === 0;
+      mine.section.hidden = agents.length === 0;
       mine.rows.show(agents);
     }
     fill(groups, names.map((name) => parts.get(name).box));
@@ -126,7 +127,7 @@ export async function mount(main, page) {
       past.hidden = true;
     }
   });
-  const soon = settled(load, 400);
+  const soon = paced(load, 700);
   page.subscribe({
     message(message) {
       if (message.type.startsWith("agent") || (message.type === "run_transition" && message.run_summary.state !== "scheduled")) soon();

@@ -6,9 +6,13 @@ import { el } from "../lib/dom.js";
 const MOST = 200_000; // characters
 const DEEP = 6; // lists in lists, quotes in quotes
 
+let top = 1; // the level of a text's highest headings
+
 /** Nodes of a text in Markdown. Its headings begin at <h3>. */
 export function markdown(text) {
   const lines = text.slice(0, MOST).replaceAll("\r\n", "\n").replaceAll("\t", "    ").split("\n");
+  // Whatever a text begins its headings with, here they begin below the page's own.
+  top = Math.min(6, ...lines.map((line) => HEADING.exec(line)?.[1].length ?? 6));
   return el("div", { class: "prose" }, blocks(lines, 0));
 }
 
@@ -33,7 +37,7 @@ function blocks(lines, depth) {
       at += 1;
       nodes.push(el("pre", { tabIndex: 0 }, el("code", {}, inner.join("\n"))));
     } else if ((found = HEADING.exec(line))) {
-      nodes.push(el(`h${Math.min(6, found[1].length + 2)}`, {}, inline(found[2])));
+      nodes.push(el(`h${Math.min(6, found[1].length - top + 3)}`, {}, inline(found[2])));
       at += 1;
     } else if (RULE.test(line)) {
       nodes.push(el("hr"));

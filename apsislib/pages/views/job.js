@@ -4,8 +4,8 @@
 import { get, post } from "../lib/api.js";
 import { calendar, durations, legend, median, rate, showRate, showShortSeconds, SECONDS, STATE } from "../lib/charts.js";
 import { ask, notice } from "../lib/dialogs.js";
-import { el, encodePath, fill, plural, settled } from "../lib/dom.js";
-import { drawGraph } from "../lib/graph.js";
+import { el, encodePath, fill, plural, paced } from "../lib/dom.js";
+import { drawGraph, showMiddle } from "../lib/graph.js";
 import { argsMark, facts, jobLink, runLink, section, stateMark, timeMark } from "../lib/marks.js";
 import { programFacts } from "../lib/programs.js";
 import { runsList } from "../lib/runslist.js";
@@ -102,7 +102,7 @@ function upcoming(job, page) {
     if (!shown.length) fill(list, el("li", { class: "soft" }, "Nothing within a year."));
   }
   load();
-  const soon = settled(load, 1500);
+  const soon = paced(load, 1500);
   page.subscribe({
     message(message) {
       if (message.type === "run_transition" && message.run_summary.job_id === job.job_id) soon();
@@ -162,6 +162,7 @@ function graphPart(jobId, page) {
         lines: [node.job_id.slice(cut), node.exists ? node.job_id.slice(0, cut) || "job" : "no such job"], soft: !node.exists };
     });
     fill(inner, drawGraph({ nodes, edges: found.edges, middle: found.middle, label: "Jobs that this one hangs on, and jobs that hang on it" }));
+    showMiddle(inner);
   }, () => {});
   return box;
 }
@@ -211,7 +212,7 @@ function historyPart(jobId, page) {
 
   loadRuns();
   loadDays();
-  const soon = settled(() => { loadRuns(); loadDays(); }, 3000);
+  const soon = paced(() => { loadRuns(); loadDays(); }, 3000);
   page.subscribe({
     message(message) {
       if (message.type === "run_transition" && message.run_summary.job_id === jobId && FINISHED.includes(message.run_summary.state)) soon();

@@ -3,12 +3,13 @@
 
 import { get } from "../lib/api.js";
 import { notice } from "../lib/dialogs.js";
-import { el, encodePath, fill, kept, oneAtATime, plural, settled } from "../lib/dom.js";
+import { el, encodePath, fill, kept, oneAtATime, paced, plural, settled } from "../lib/dom.js";
 import { stateIcon } from "../lib/marks.js";
 import { go } from "../lib/router.js";
 import { Rows, td } from "../lib/tables.js";
 import { FINISHED } from "../lib/times.js";
 import { indented, labelButtons, lastMark, nextMark, recentCells, scheduleText } from "./jobs-rows.js";
+import { tree } from "./jobs-tree.js";
 
 const ROW = 31; // px; style/jobs.css has the same
 const OVER = 12; // rows drawn beyond either edge of what is seen
@@ -29,7 +30,8 @@ export async function mount(main, page) {
   const folder = page.params[0] ? page.params[0].replace(/\/+$/, "") : "";
   let jobs = [];
   const stands = new Map(); // job ID -> {last, next}
-  const recent = new Map(); // job ID -> runs, newest first; null: asked for
+  const recent = new Map(); // job ID -> runs, newest first
+  const outdated = new Set(); // IDs of jobs of which another run has ended since
   let matched = null; // IDs that the server found for the words; null: no words, or not yet
   let items = []; // what the table would show, all of it
 
@@ -111,7 +113,7 @@ export async function mount(main, page) {
     table.classList.toggle("tree", !flat);
     drawOnce(labels, wantedLabels().join(","), () => wantedLabels().map((label) => el("button", { type: "button", class: "chip filter", title: "Remove this filter",
       onclick: () => change({ labels: wantedLabels().filter((other) => other !== label).join(",") }) }, label, " ×")));
-    items = flat ? sorted(found).map((job) => ({ key: job.job_id, job, depth: 0, name: job.job_id })) : tree(found);
+    items = flat ? sorted(found).map((job) => ({ key: job.job_id, job, depth: 0, name: job.job_id })) : tree(found, folder, isOpen, (id) => stands.get(id)?.last?.state);
     drawOnce(heads, `${flat} ${query.get("sort")}`, () => HEADS.map(([name, text, cls, title]) => head(name, text, cls, title)));
     empty.hidden = found.length > 0;
     if (!found.length) fill(empty, jobs.length ? "No job is like that." : "There are no jobs yet: put files into the job directory, and reload.");
@@ -151,71 +153,11 @@ export async function mount(main, page) {
     return sort.startsWith("-") ? order.reverse() : order;
   }
 
-  /** Folders first, then jobs, each in order; what lies in closed folders is left out. */
-  function tree(found) {
-    const root = { folders: new Map(), jobs: [] };
-    const skip = folder ? folder.length + 1 : 0;
-    for (const job of found) {
-      const parts = job.job_id.slice(job.job_id === folder ? 0 : skip).split("/");
-      let here = root;
-      let path = folder;
-      for (const part of parts.slice(0, -1)) {
-        path = path ? `${path}/${part}` : part;
-        if (!here.folders.has(part)) here.folders.set(part, { path, name: part, folders: new Map(), jobs: [] });
-        here = here.folders.get(part);
-      }
-      here.jobs.push({ job, name: parts.at(-1) });
-    }
-    const searching = words() || only.value || wantedLabels().length;
-    const out = [];
-    const walk = (node, depth) => {
-      for (const inner of [...node.folders.values()].map(shortened).sort((a, b) => (a.name < b.name ? -1 : 1))) {
-        if (inner.jobs.length === 1 && !inner.folders.size) {
-          // A folder for one job is no more than a part of its name.
-          const [{ job, name }] = inner.jobs;
-          out.push({ key: job.job_id, job, depth, name: `${inner.name}/${name}` });
-          continue;
-        }
-        const open = searching ? opened.get(`?${inner.path}`) ?? true : isOpen(inner.path);
-        out.push({ key: `${inner.path}/`, folder: inner, depth, open, sum: summary(inner) });
-        if (open) walk(inner, depth + 1);
-      }
-      for (const { job, name } of node.jobs) out.push({ key: job.job_id, job, depth, name });
-    };
-    walk(root, 0);
-    return out;
-  }
-
-  /** Folders that hold but one folder are shown as one. */
-  function shortened(node) {
-    let here = node;
-    while (here.folders.size === 1 && !here.jobs.length) {
-      const [inner] = here.folders.values();
-      here = { ...inner, name: `${here.name}/${inner.name}` };
-    }
-    return here;
-  }
-
-  const isOpen = (path) => opened.get(path) ?? jobs.length <= OPEN;
-
-  function summary(node) {
-    const sum = { jobs: 0, failing: 0, active: 0 };
-    const walk = (inner) => {
-      for (const { job } of inner.jobs) {
-        sum.jobs += 1;
-        const state = stands.get(job.job_id)?.last?.state;
-        if (state === "failure" || state === "error") sum.failing += 1;
-        else if (state && !FINISHED.includes(state)) sum.active += 1;
-      }
-      for (const deeper of inner.folders.values()) walk(deeper);
-    };
-    walk(node);
-    return sum;
-  }
+  const searching = () => Boolean(words() || only.value || wantedLabels().length);
+  const isOpen = (path) => (searching() ? opened.get(`?${path}`) ?? true : opened.get(path) ?? jobs.length <= OPEN);
 
   function toggle(item) {
-    const searching = words() || only.value || wantedLabels().length;
-    opened.set(`${searching ? "?" : ""}${item.folder.path}`, !item.open);
+    opened.set(`${searching() ? "?" : ""}${item.folder.path}`, !item.open);
     arrange();
   }
 
@@ -262,6 +204,7 @@ export async function mount(main, page) {
 
   // -- which rows are drawn --------------------------------------------------------------------------------
 
+  let minute = Math.floor(Date.now() / 60_000);
   let drawnFrom = -1;
   let drawnTo = -1;
 
@@ -273,30 +216,37 @@ export async function mount(main, page) {
     below.firstChild.firstChild.style.setProperty("height", `${(items.length - to) * ROW}px`);
     above.hidden = from === 0;
     below.hidden = to === items.length;
-    rows.show(items.slice(from, to));
+    rows.show(items.slice(from, to).map(unchanged));
     [...body.children].forEach((row, n) => row.setAttribute("aria-rowindex", String(from + n + 2)));
     drawnFrom = from;
     drawnTo = to;
     ask();
   }
 
-  /** The rows of these jobs anew; null: all rows. */
-  function redraw(ids) {
-    for (let n = drawnFrom; n < drawnTo; n += 1) {
-      const item = items[n];
-      if (item && (ids === null || ids.has(item.key))) items[n] = { ...item };
-    }
-    rows.show(items.slice(drawnFrom, drawnTo));
+  const held = new Map(); // key -> {text, item}: what a row was drawn of
+
+  /** The same object for what has not changed: then its row stays as it is, and with it a click under way. */
+  function unchanged(item) {
+    const { key, depth, open, sum, name } = item;
+    const text = JSON.stringify([depth, open, sum, name, stands.get(key), recent.get(key)?.[0], minute]);
+    const old = held.get(key);
+    if (old?.text === text && (old.item.job ?? old.item.folder.path) === (item.job ?? item.folder.path)) return old.item;
+    if (held.size > 2000) held.clear();
+    const fresh = { ...item };
+    held.set(key, { text, item: fresh });
+    return fresh;
   }
 
-  const ask = settled(oneAtATime(async () => {
-    const wanted = items.slice(drawnFrom, drawnTo).filter((item) => item.job && !recent.has(item.key)).map((item) => item.key).slice(0, ASKED);
+  const redraw = () => rows.show(items.slice(drawnFrom, drawnTo).map(unchanged));
+
+  const ask = paced(oneAtATime(async () => {
+    const wanted = items.slice(drawnFrom, drawnTo).filter((item) => item.job && (!recent.has(item.key) || outdated.has(item.key))).map((item) => item.key).slice(0, ASKED);
     if (!wanted.length) return;
     try {
       const found = (await get("/recent", { job_id: wanted }, { signal: page.left })).jobs;
       if (!page.isOpen()) return;
-      for (const id of wanted) recent.set(id, found[id] ?? []);
-      redraw(new Set(wanted));
+      for (const id of wanted) { recent.set(id, found[id] ?? []); outdated.delete(id); }
+      redraw();
     } catch (error) {
       if (error.name !== "AbortError") console.warn(error.message);
     }
@@ -309,7 +259,7 @@ export async function mount(main, page) {
     requestAnimationFrame(() => { queued = false; if (page.isOpen()) draw(); });
   };
   window.addEventListener("scroll", onScroll, { passive: true });
-  const onResize = settled(() => { if (page.isOpen()) { redraw(null); draw(); } }, 100);
+  const onResize = settled(() => { if (page.isOpen()) { held.clear(); draw(); } }, 100);
   window.addEventListener("resize", onResize);
   page.leave(() => { window.removeEventListener("scroll", onScroll); window.removeEventListener("resize", onResize); });
 
@@ -355,7 +305,8 @@ export async function mount(main, page) {
     arrange();
   }
 
-  const touched = new Set();
+  let touched = false;
+  const arrangeSoon = paced(() => { if (page.isOpen()) arrange(); }, 1000); // for order, filters and sums of folders
   let stale = false;
   page.subscribe({
     message(message) {
@@ -370,22 +321,25 @@ export async function mount(main, page) {
         stands.set(run.job_id, { ...stand, last: { run_id: run.run_id, state: run.state, time: run.times[run.state] } });
       }
       if (stand.next?.run_id === run.run_id) stale = true;
-      if (FINISHED.includes(run.state)) recent.delete(run.job_id);
-      touched.add(run.job_id);
+      if (FINISHED.includes(run.state)) outdated.add(run.job_id);
+      touched = true;
     },
     frame() {
-      if (!touched.size) return;
-      if (isFlat() || only.value) arrange(); else redraw(new Set(touched));
-      touched.clear();
+      if (!touched) return;
+      touched = false;
+      redraw();
+      arrangeSoon();
       ask();
     },
     refresh() { recent.clear(); loadJobs(); loadStands(); },
   });
-  const reloadJobs = settled(() => { loadJobs(); loadStands(); }, 300);
+  const reloadJobs = paced(() => { loadJobs(); loadStands(); }, 300);
   page.tick(() => {
+    const now = Math.floor(Date.now() / 60_000);
+    if (now !== minute) { minute = now; redraw(); } // "3 m ago"
     if (stale && Date.now() - looked > STALE) { stale = false; loadStands(); }
   });
-  page.zoned(() => redraw(null));
+  page.zoned(() => { held.clear(); redraw(); });
 
   await loadJobs();
   loadStands();

@@ -3,14 +3,14 @@
 
 import { get } from "../lib/api.js";
 import { durations, median, rate, showRate, showShortSeconds, ID, SECONDS, START, STATE } from "../lib/charts.js";
-import { el, fill, plural, settled } from "../lib/dom.js";
-import { drawGraph } from "../lib/graph.js";
+import { el, fill, plural, paced } from "../lib/dom.js";
+import { drawGraph, showMiddle } from "../lib/graph.js";
 import { Socket } from "../lib/live.js";
 import { alarmMarks, argsMark, chips, facts, jobLink, runLink, section, stateIcon, stateMark, timeMark } from "../lib/marks.js";
 import { buttons } from "../lib/operations.js";
 import { programFacts } from "../lib/programs.js";
 import { Rows, table, td } from "../lib/tables.js";
-import { FINISHED, elapsed, showAgo } from "../lib/times.js";
+import { FINISHED, elapsed, showSpan } from "../lib/times.js";
 import { outputView } from "./run-output.js";
 
 const HISTORY = 60; // runs in the chart
@@ -179,7 +179,7 @@ function waitsPart(first, page) {
         told ? el("span", { class: "mark", "aria-hidden": "true" }, row.holds ? "✓" : "…") : el("span", { class: "mark", "aria-hidden": "true" }, "·"),
         el("div", {},
           el("div", {}, conditionText(row, run), told ? el("span", { class: "chip" }, row.holds ? "holds" : "not yet") : null),
-          told && !row.holds && row.reason ? el("div", { class: "soft" }, row.reason, row.since ? ` · since ${showAgo(row.since)}` : "") : null,
+          told && !row.holds && row.reason ? el("div", { class: "soft" }, row.reason, row.since ? ` · for ${showSpan((Date.now() - Date.parse(row.since)) / 1000)}` : "") : null,
           row.runs?.length ? el("div", { class: "wait-runs" }, row.runs.map((other) => el("span", {}, stateIcon(other.state), " ", runLink(other.run_id), ` ${other.state}`))) : null));
     }));
   }
@@ -287,9 +287,10 @@ function graphPart(run, page) {
     fill(note, made);
     note.hidden = !made.length;
     if (nodes.length > 1) fill(inner, drawGraph({ nodes, edges: found.edges, middle: found.middle, label: "What this run hangs on, and what hangs on it" }));
+    showMiddle(inner);
   }
 
-  return { box, load, soon: settled(load, 800), holds: (other) => keys.has(other.job_id) };
+  return { box, load, soon: paced(load, 800), holds: (other) => keys.has(other.job_id) };
 }
 
 // -- how its like went -----------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ function historyPart(run, page) {
     all.href = `/runs?${new URLSearchParams({ q: instanceQuery(run, mine) })}`;
   }
 
-  return { box, load, soon: settled(load, 800) };
+  return { box, load, soon: paced(load, 800) };
 }
 
 function instanceQuery(run, args) {
