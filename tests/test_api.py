@@ -679,6 +679,7 @@ def test_output_is_listed_and_sent_as_it_is(site: Installation) -> None:
             "output_len": 2560,
             "name": "combined stdout & stderr",
             "content_type": "application/octet-stream",
+            "complete": True,
         }
     ]
     answer = site.get(f"/api/v1/runs/{run_id}/output/output", headers={"accept-encoding": "gzip, br"})
@@ -688,6 +689,25 @@ def test_output_is_listed_and_sent_as_it_is(site: Installation) -> None:
     assert answer.headers["content-disposition"] == f'attachment; filename="{run_id}-output.txt"'
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert "sandbox" in answer.headers["content-security-policy"]
+
+
+def test_output_says_whether_more_of_it_is_to_come(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(run_id: str) -> tuple[bool, str]:
+        (output,) = site.get(f"/api/v1/runs/{run_id}/outputs").json()
+        answer = site.get(f"/api/v1/runs/{run_id}/output/output")
+        return output["complete"], answer.headers["x-apsis-complete"]
+
+    run_id = site.make("noop")["run_id"]
+    site.print(run_id, [b"x"])
+    assert said(run_id) == (True, "true")
+    # Its verdict is on disk, and so is not all that it has printed.
+    monkeypatch.setattr(site.store, "has_pending", lambda other: other == run_id)
+    assert said(run_id) == (False, "false")
+    runs = site.make("slow")["run_id"]
+    site.print(runs, [b"x"])
+    assert said(runs) == (False, "false")
 
 
 def test_what_a_program_calls_its_output_is_never_a_web_page(site: Installation) -> None:

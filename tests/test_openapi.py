@@ -86,7 +86,10 @@ def test_every_schema_is_one_and_every_reference_leads_somewhere(site: Installat
         ("Error", {"error": ""}),
         ("RunFrame", {}),
         ("SummaryFrame", [{"type": "run_delete"}]),
-        ("Outputs", [{"output_id": "output", "output_len": "5", "name": "", "content_type": ""}]),
+        (
+            "Outputs",
+            [{"output_id": "output", "output_len": "5", "name": "", "content_type": "", "complete": True}],
+        ),
     ],
 )
 def test_the_schemas_refuse_what_is_wrong(name: str, value: Any) -> None:

@@ -10,6 +10,7 @@ from apsislib.api.message import Request, Response, failed, ok
 from apsislib.api.parts import Parts
 from apsislib.errors import BadRequest, NotFound
 from apsislib.runs import run_number
+from apsislib.states import FINISHED
 from apsislib.store import OutputInfo
 
 WINDOW = 2**20  # bytes read from the database at a time
@@ -22,10 +23,21 @@ GUARD = (
 _PLAIN = re.compile(r"(text/plain|application/octet-stream)(; ?charset=[\w-]+)?")
 
 
+def is_complete(parts: Parts, run_id: str) -> bool:
+    """Whether nothing more of the run's output is to come; to be asked before lengths are read.
+
+    A verdict is on disk first, and shown; the last megabytes of a large output follow within a second.
+    """
+    with parts.store.read() as reader:
+        run = reader.run(run_id)
+    return run is not None and run.state in FINISHED and not parts.store.has_pending(run_id)
+
+
 def all_outputs(parts: Parts, request: Request) -> Response:
     run_id = request.params["run_id"]
     if run_number(run_id) is None:
         return ok([])
+    complete = is_complete(parts, run_id)
     with parts.store.read() as reader:
         found = reader.outputs(run_id)
     return ok(
@@ -35,6 +47,7 @@ def all_outputs(parts: Parts, request: Request) -> Response:
                 "output_len": output.length,
                 "name": output.name,
                 "content_type": output.content_type,
+                "complete": complete,
             }
             for output in found
         ]
@@ -54,6 +67,9 @@ def find_output(parts: Parts, request: Request) -> tuple[str, OutputInfo]:
 
 
 def one_output(parts: Parts, request: Request) -> Response:
+    complete = run_number(request.params["run_id"]) is not None and is_complete(
+        parts, request.params["run_id"]
+    )
     run_id, info = find_output(parts, request)
     output_id = info.output_id
     filename = re.sub(r"[^0-9A-Za-z_-]", "_", f"{run_id}-{output_id}")
@@ -61,6 +77,7 @@ def one_output(parts: Parts, request: Request) -> Response:
         ("accept-ranges", "bytes"),
         ("content-disposition", f'attachment; filename="{filename}.txt"'),
         *GUARD,
+        ("x-apsis-complete", "true" if complete else "false"),
     ]
     status, start, stop = 200, 0, info.length
     # Bytes of an output never change, so its length tells one copy from another.

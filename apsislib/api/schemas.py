@@ -250,7 +250,7 @@ SCHEMAS: dict[str, Schema] = {
             )
         ),
     ),
-    "Outputs": array(record(output_id=TEXT, output_len=WHOLE, name=TEXT, content_type=TEXT)),
+    "Outputs": array(record(output_id=TEXT, output_len=WHOLE, name=TEXT, content_type=TEXT, complete=FLAG)),
     "OutputLines": record(
         length=WHOLE,
         start=WHOLE,
