@@ -710,3 +710,74 @@ def test_0_11_the_servers_options_may_be_abbreviated(tmp_path: Path) -> None:
         if server.process.poll() is None:
             server.kill()
         server.end_agent()
+
+
+# -- 6 the server's file ---------------------------------------------------------------------------
+
+
+def test_6_3_whatever_keeps_a_server_from_starting_is_a_sentence_and_exit_status_1(tmp_path: Path) -> None:
+    jobs = {"noop.yaml": NOOP}
+    cases: dict[str, tuple[str, dict[str, str], tuple[str, ...], str]] = {
+        "not YAML": ("job_dir: [", jobs, (), "not valid YAML"),
+        "a key twice": ("job_dir: jobs\njob_dir: jobs\n", jobs, (), "job_dir"),
+        "a duration": ("waiting: {max_time: -5}\n", jobs, (), "waiting.max_time has negative duration: -5"),
+        "a signal": ("program: {timeout: {signal: SIGFOO}}\n", jobs, (), "not a signal: SIGFOO"),
+        "a key": ("waitng: {max_time: 5}\n", jobs, (), "waiting"),
+        "no jobs directory": ("job_dir: none\n", jobs, (), "not a directory"),
+        "a wrong job": ("", {"x.yaml": "program: {type: bogus}\n"}, (), "unknown program type: bogus"),
+        "a wrong action": ("action: {type: bogus}\n", jobs, (), "bogus"),
+        "since": ("schedule: {since: yesterday}\n", jobs, (), "yesterday"),
+        "ECS": ("procstar: {agent: {ecs: {region: x}}}\n", jobs, (), "cluster_name"),
+        "a certificate": (
+            "procstar: {agent: {enable: true, server: {tls: {cert_path: no.crt}}}}\n",
+            jobs,
+            (),
+            "no.crt",
+        ),
+        "an override": ("", jobs, ("-o", "waiting.max_time"), "NAME=VAL"),
+        "a wrong override": ("", jobs, ("-o", "waiting.max_time=[]"), "waiting.max_time"),
+        "no file": ("", jobs, ("--config", str(tmp_path / "none.yaml")), "none.yaml"),
+        "no database": ("database: {path: no/such/dir/apsis.db}\n", jobs, (), "no/such/dir"),
+    }
+    started = {}
+    for name, (config, files, options, _) in cases.items():
+        directory = tmp_path / name
+        (directory / "jobs").mkdir(parents=True)
+        for file, text in files.items():
+            (directory / "jobs" / file).write_text(text)
+        (directory / "apsis.yaml").write_text(config)
+        argv = [*Server.program, "serve", "--config", str(directory / "apsis.yaml"), "--port", "0", *options]
+        started[name] = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wrong = {}
+    for name, process in started.items():
+        try:
+            _, said = process.communicate(timeout=WAIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = f"it started: {process.communicate()[1]}"
+        if process.returncode != 1 or cases[name][3] not in said or "Traceback" in said:
+            wrong[name] = (process.returncode, said)
+    assert not wrong
+
+
+def test_6_2_agents_are_let_in_as_the_environment_says_where_the_file_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in (("HOST", "127.0.0.1"), ("PORT", str(port)), ("TOKEN", "from the environment")):
+        monkeypatch.setenv(f"PROCSTAR_AGENT_{name}", value)
+    (tmp_path / "apsis.yaml").write_text(
+        "job_dir: jobs\nruns: {retention: off}\nprocstar: {agent: {enable: false, server: {plain: true}}}\n"
+    )
+    job = "program: {type: procstar, group_id: g, argv: [/bin/echo, here]}\n"
+    server = Server(tmp_path, {"echo": job})
+    with server.running("-o", "procstar.agent.enable=true"):  # YAML, so that false would be false
+        argv = [*server.program, "agent", "--agent", "--plain", "--agent-port", str(port), "--group-id", "g"]
+        agent = subprocess.Popen(argv)  # which has host and token from the environment too
+        try:
+            assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+        finally:
+            agent.send_signal(signal.SIGQUIT)
+            agent.wait(WAIT)
