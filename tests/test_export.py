@@ -34,7 +34,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
         state = State.FAILURE if n % 10 == 0 else State.SUCCESS
         times = {"schedule": 1.9e9 + n, "running": 1.9e9 + n + 0.5, state.value: 1.9e9 + n + 2.25}
         job_id = FORMULA if n == 1 else "etl/load"
-        meta = {"job": {"labels": ["etl"]}, **({"alarms": ["late"]} if n == 2 else {})}
+        meta = {"job": {"labels": ["etl"]}, **({"reasons": {"late": "the disk"}} if n == 2 else {})}
         saves.append(
             Save(Run(f"r{5000 + n}", job_id, {"date": f"d{n}"}, state, 1.9e9 + n + 2.25, times, meta=meta))
         )

@@ -20,7 +20,7 @@ from apsislib.api.outputs import GUARD
 from apsislib.api.parts import Parts
 from apsislib.api.search import read_terms
 from apsislib.errors import BadRequest, Unavailable
-from apsislib.runs import Run, labels
+from apsislib.runs import Run, alarms, labels
 from apsislib.shapes import encode, run_summary
 from apsislib.states import FINISHED
 from apsislib.terms import Term
@@ -98,7 +98,7 @@ def _row(run: Run) -> list[str]:
         "" if took is None else f"{took:.3f}",
         encode(dict(run.args)).decode(),
         _plain(" ".join(labels(run.meta.get("job")))),
-        " ".join(run.meta.get("alarms", ())),
+        " ".join(alarms(run.meta)),
     ]
 
 

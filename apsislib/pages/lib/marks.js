@@ -35,7 +35,7 @@ const ALARMS = {
 };
 
 export const alarmMarks = (run) => (run.alarms ?? []).map(
-  (alarm) => el("span", { class: "chip alarm", title: ALARMS[alarm] ?? "" }, alarm));
+  (alarm) => el("span", { class: "chip alarm", title: run.reasons?.[alarm] ?? ALARMS[alarm] ?? "" }, alarm));
 
 export const chips = (labels) => labels.map((label) => el("span", { class: "chip" }, label));
 
