@@ -248,7 +248,7 @@ def test_a_database_from_before_is_made_searchable(tmp_path: Path) -> None:
         '{"job":{"labels":["b","a,c"]}}',
         "{}",
         "damaged",
-        '{"job":5,"alarms":["long","late"]}',
+        '{"alarms":["long","late"]}',
     )
     with closing(files.open_database(path, migrations=files.MIGRATIONS[:1])) as db:
         for number, meta in enumerate(metas, 1):
