@@ -38,7 +38,9 @@ def test_the_page_may_run_and_load_nothing_but_its_own_files(site: Installation)
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", html)
 
 
-def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(site: Installation) -> None:
+def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(
+    site: Installation, browser: Browser
+) -> None:
     first = requests.get(site.url + "/static/style/frame.css", timeout=10)
     tag = first.headers["etag"]
     again = requests.get(first.url, headers={"if-none-match": f'"x", {tag}'}, timeout=10)
@@ -55,6 +57,15 @@ def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(site: 
     assert "views/today-chart.js" in board and "views/run.js" not in board
     run = requests.get(site.url + "/runs/r1", timeout=10).text
     assert "views/run.js" in run and "views/runs.js" not in run and "views/today" not in run
+    # What a page names is what it loads: nothing comes in a second round trip, nothing in vain.
+    with watched(browser, site.url) as opened:
+        asked: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url.removeprefix(site.url)))
+        opened.goto("/")
+        live(opened)
+        expect(opened.locator(".timeline")).to_have_attribute("data-loaded", "yes")
+        named = set(re.findall(r'(?:href|src)="(/static/[^"]+\.(?:js|css))"', board))
+        assert {address for address in asked if re.search(r"\.(js|css)$", address)} == named
     other = re.sub("[0-9a-f]{12}", "0123456789ab", addresses[0])
     assert requests.get(site.url + other, timeout=10).status_code == 404
     for name in ("../pages.py", "%2e%2e/pages.py", "", "lib", "lib/"):

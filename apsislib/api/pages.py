@@ -7,8 +7,9 @@ page names the latter, so that a browser keeps what it has, and never mixes file
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
 from apsislib.api.encoding import is_known
@@ -50,6 +51,10 @@ _FIRST = {
     ("server", False): "server",
 }
 
+_LINK = '<link rel="{}" href="/static/{}">'
+_SHEETS = re.compile(r'<link rel="stylesheet" href="/static/(style/[a-z-]+\.css)">\n')
+_IMPORT = re.compile(r'^(?:import|export)\b[^"\']*?"(\.{1,2}/[^"]+)";', re.MULTILINE)
+
 _FOREVER = ("cache-control", "public, max-age=31536000, immutable")
 _ASK = ("cache-control", "no-cache")
 
@@ -66,6 +71,10 @@ class Pages:
         }
         self._base = f"/static/{_digest(b''.join(found.values()))[:12]}/"
         page = found["index.html"].decode()
+        # The style sheets as one, in the order of the page: a request instead of seven.
+        sheets = _SHEETS.findall(page)
+        found["style.css"] = b"\n".join(found[name] for name in sheets)
+        page = _SHEETS.sub("", page).replace("<!-- styles -->", _LINK.format("stylesheet", "style.css"))
         # One for each view, index.html for what has none: they differ in what is fetched at once.
         for view in ("", *_FIRST.values()):
             found[f"{view or 'index'}.html"] = self._page(page, found, view).encode()
@@ -75,11 +84,10 @@ class Pages:
             for name, content in found.items()
         }
 
-    def _page(self, text: str, names: Collection[str], view: str) -> str:
-        """The page with versioned addresses, and the modules that it and all views need in its head."""
-        mine = re.compile(rf"lib/.*|views/{view}(-.*)?\.js") if view else re.compile("lib/.*")
-        modules = [name for name in names if mine.fullmatch(name)]
-        links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
+    def _page(self, text: str, files: Mapping[str, bytes], view: str) -> str:
+        """The page with versioned addresses, and the modules that this view needs in its head."""
+        modules = _imported(files, "app.js") | (_imported(files, f"views/{view}.js") if view else set())
+        links = "\n".join(_LINK.format("modulepreload", name) for name in sorted(modules - {"app.js"}))
         return text.replace("<!-- modules -->", links).replace('"/static/', f'"{self._base}')
 
     def find(self, request: Request) -> Response | None:
@@ -109,6 +117,18 @@ class Pages:
         if is_known(request, tag):
             return Response(304, b"", kind, headers)
         return Response(200, content, kind, headers)
+
+
+def _imported(files: Mapping[str, bytes], name: str) -> set[str]:
+    """A module and all that it imports, and so on; not what it loads later."""
+    found: set[str] = set()
+    wanted = {name}
+    while wanted:
+        name = wanted.pop()
+        found.add(name)
+        for other in _IMPORT.findall(files[name].decode()):
+            wanted |= {posixpath.normpath(posixpath.join(posixpath.dirname(name), other))} - found
+    return found
 
 
 def _view(path: str) -> str:
