@@ -326,6 +326,9 @@ function runForm(job, page) {
   return {
     box,
     open() {
+      // Where there is one column only, the form would stand below all runs.
+      const columns = document.querySelector("main .job-columns");
+      if (window.matchMedia("(max-width: 68rem)").matches) columns.before(box);
       box.hidden = false;
       box.scrollIntoView({ block: "nearest" });
       (fields.values().next().value ?? when).focus();

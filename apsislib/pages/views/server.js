@@ -6,14 +6,15 @@ import { el, fill, plural } from "../lib/dom.js";
 import { argsMark, facts, jobLink, timeMark } from "../lib/marks.js";
 import { linePlot } from "../lib/plots.js";
 import { table, td } from "../lib/tables.js";
-import { bytes, showAgo, showClock, showShort } from "../lib/times.js";
+import { showAgo, showClock, showShort } from "../lib/times.js";
 
 const EVERY = 10_000; // ms between two looks at health and figures
 const LISTED = 100; // runs of a preview
 
 const seconds = (value) => (value < 5e-6 ? "0 ms" : value >= 1 ? `${value.toFixed(value < 10 ? 1 : 0)} s` : `${(value * 1000).toFixed(value < 0.001 && value > 0 ? 2 : value < 0.1 ? 1 : 0)} ms`);
 const small = (value) => (Number.isInteger(value) ? value.toLocaleString("en") : value.toFixed(value < 10 ? 1 : 0));
-const size = (value) => bytes(Math.round(value)).replace(/\.0 /, " ");
+const size = (mib) => (mib >= 1024 ? `${small(mib / 1024)} GiB` : `${small(mib)} MiB`);
+const inMib = (values) => values.map((value) => value / 2 ** 20);
 const part = (value) => `${(value * 100).toFixed(value < 0.1 ? 1 : 0)} %`;
 
 // name, title, how a value is shown, how the points of a span are made of the series
@@ -23,8 +24,8 @@ const PLOTS = [
   ["failed", "Runs failed per minute", small, (values, step) => values.map((value) => value / (step / 60))],
   ["running", "Runs under way", small],
   ["waiting", "Runs waiting", small],
-  ["memory", "Memory", size],
-  ["database", "Database with its log", size],
+  ["memory", "Memory", size, inMib],
+  ["database", "Database with its log", size, inMib],
   ["processor", "Processor", part],
 ];
 
@@ -142,7 +143,7 @@ export async function mount(main, page) {
         return;
       }
       if (!page.isOpen()) return;
-      fill(said, last.errors.length ? [el("strong", { class: "overdue" }, `The last reload was refused, for ${plural(last.errors.length, "error")}.`), " The jobs stay as they were. "] : "", `${plural(last.jobs, "job")}, read `, timeMark(last.time, { full: true }), ` (${showAgo(last.time)})`);
+      fill(said, last.errors.length ? [el("strong", { class: "overdue" }, `The last reload was refused, for ${plural(last.errors.length, "error")}.`), " The jobs stay as they were. "] : "", `${plural(last.jobs, "job")}, read `, timeMark(last.time, { full: true }));
       errors(last.errors.map((error) => [error.job_id, `${error.path}${error.line ? `:${error.line}` : ""}`, error.message]));
       fill(warnings, last.warnings.map((warning) => el("li", {}, warning)));
       warnings.hidden = !last.warnings.length;
