@@ -98,7 +98,10 @@ class Verdict:
 
 def read(database: Path) -> tuple[dict[str, Record], list[str]]:
     """All runs, with logs and outputs, and what integrity_check says, by plain SQL."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as db:
+    with closing(
+        sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=30, isolation_level=None)
+    ) as db:
+        db.execute("BEGIN")  # all of it as of one instant: the server may go on
         damage = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
         records = {}
         columns = "number, job_id, state, schedule, times, meta, occurrence, cause"
