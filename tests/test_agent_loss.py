@@ -15,6 +15,8 @@ import pytest
 from chaos.world import World
 from server import ENDS
 
+from apsislib.cli.show import run_block
+from apsislib.cli.terminal import Terminal
 from apsislib.times import parse_time
 
 RECONNECT = 6.0  # seconds
@@ -91,6 +93,8 @@ def test_the_truth_about_a_run_that_was_given_up_is_noted_offered_and_not_impose
     found = world.run(run_id)
     assert found["state"] == "error" and found["meta"]["late_verdict"]["state"] == "success"
     assert world.output(run_id) == b"begun\ndone\n"
+    shown = run_block(found, found["times"]["error"], Terminal(), utc=True)
+    assert f"late verdict: success (apsis mark success {run_id} accepts it)" in shown
     world.post(f"/runs/{run_id}/mark/success")
     assert world.run(run_id)["state"] == "success"
     assert world.until(waiting, *ENDS)["state"] == "success"

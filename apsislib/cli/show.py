@@ -132,6 +132,9 @@ def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:
     lines += [
         plain(f"{alarm}: {reasons[alarm]}" if alarm in reasons else alarm) for alarm in run.get("alarms", ())
     ]
+    late = (run.get("meta") or {}).get("late_verdict")
+    if late and late["state"] not in ("error", run["state"]):
+        lines.append(f"late verdict: {late['state']} (apsis mark {late['state']} {run['run_id']} accepts it)")
     return [*lines, ""]
 
 
