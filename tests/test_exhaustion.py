@@ -1,5 +1,5 @@
-"""A server that can open no more files, or that may not write any more: it says so, starts nothing that it
-can't record, keeps what runs, and goes on by itself.
+"""A server that can open no more files, or that may not write any more, or has to wait for its disk: it says
+so, starts nothing that it can't record, keeps what runs, and goes on by itself.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -156,3 +157,39 @@ def test_on_a_disk_that_becomes_read_only_nothing_new_begins_and_what_runs_is_no
             server.kill()
         agent.kill()
         agent.wait(60)
+
+
+def test_a_disk_that_hangs_is_said_and_waited_for(disk: Path) -> None:
+    server = Server(disk, {job_id: JOBS[job_id] for job_id in ("noop", "count")})
+    made: list[requests.Response] = []
+    # Where the log goes is a disk of its own, or a write to it would wait too.
+    (disk / "server.log").symlink_to(disk.parent / "server.log")
+
+    def make() -> None:
+        made.append(requests.post(f"{server.url}/runs", json={"job_id": "noop"}, timeout=2 * WAIT))
+
+    with server.running():
+        going = server.schedule({"job_id": "count"})
+        server.until(going, "running")
+        maker = threading.Thread(target=make)
+        subprocess.run(["fsfreeze", "--freeze", str(disk)], check=True)
+        try:
+            maker.start()
+            end = time.monotonic() + WAIT
+            while (ill := requests.get(f"{server.url}/health", timeout=WAIT)).status_code == 200:
+                assert time.monotonic() < end
+                time.sleep(0.1)
+            assert "a commit has been under way for" in ill.json()["error"]
+            assert requests.get(f"{server.url}/alive", timeout=WAIT).json() == {}
+        finally:
+            subprocess.run(["fsfreeze", "--unfreeze", str(disk)], check=True)
+        maker.join()
+        assert server.until(going, *ENDS)["state"] == "success"
+        assert server.output(going) == COUNTED
+        while requests.get(f"{server.url}/health", timeout=WAIT).status_code != 200:
+            assert time.monotonic() < end + WAIT
+            time.sleep(0.05)
+        if made[0].status_code == 200:
+            (run_id,) = made[0].json()["runs"]
+            assert server.until(run_id, *ENDS)["state"] == "success"
+        assert server.until(server.schedule({"job_id": "noop"}), *ENDS)["state"] == "success"
