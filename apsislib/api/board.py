@@ -12,7 +12,7 @@ active runs, then the others; each group by name.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -169,7 +169,10 @@ def timeline(parts: Parts, request: Request) -> Response:
 
     begin = max(now, since)
     made = _made(parts, begin, until, words)
-    coming = _coming(parts, now, since, until, words) | made.keys()
+    firsts = parts.driver.next_runs()
+    # Up to here all starts have been made runs of: the latest of what is due first lies within the horizon.
+    reach = max(map(_due, firsts.values()), default=now)
+    coming = _coming(parts, firsts, now, since, until, words) | made.keys()
     with parts.store.read() as reader:
         lanes, complete = reader.lanes(since, until, words)
         active = _by_job(reader.unfinished(UNFINISHED), words) if until > now - DAY else {}
@@ -185,7 +188,7 @@ def timeline(parts: Parts, request: Request) -> Response:
                 "job_id": job_id,
                 "typical": typical.get(job_id),
                 "active": [past_shape(run) for run in active.get(job_id, ())[:BARS]],
-                "ahead": _ahead(parts, job_id, begin, until, made),
+                "ahead": _ahead(parts, job_id, begin, until, reach, made),
                 **_past(reader, known.get(job_id), since, until),
             }
             for job_id in page
@@ -258,12 +261,13 @@ def _made(parts: Parts, since: float, until: float, words: Sequence[str]) -> Sta
     return found
 
 
-def _coming(parts: Parts, now: float, since: float, until: float, words: Sequence[str]) -> set[str]:
+def _coming(
+    parts: Parts, firsts: Mapping[str, Run], now: float, since: float, until: float, words: Sequence[str]
+) -> set[str]:
     """The jobs whose schedules have a start in the span; of very many, those that are due first."""
     start = max(now, since)
     if start >= until:
         return set()
-    firsts = parts.driver.next_runs()
     found = set()
     if since <= now:
         found = {job_id for job_id, run in firsts.items() if _due(run) < until and _is_meant(job_id, words)}
@@ -277,15 +281,17 @@ def _coming(parts: Parts, now: float, since: float, until: float, words: Sequenc
         return found | {coming.job_id for coming in previews.upcoming(jobs, start, until, ASKED, False)}
 
 
-def _ahead(parts: Parts, job_id: str, since: float, until: float, made: Starts) -> list[list[str | None]]:
-    """A job's starts in a span that lies ahead."""
+def _ahead(
+    parts: Parts, job_id: str, since: float, until: float, reach: float, made: Starts
+) -> list[list[str | None]]:
+    """A job's starts in a span that lies ahead. Up to `reach` they have been made runs of."""
     runs = [(_due(run), run.run_id) for run in parts.driver.expected(job_id) if run.state is State.SCHEDULED]
     starts: list[tuple[float, str | None]] = [*runs, *made.get(job_id, ())]
     job = parts.driver.jobs.get(job_id)
-    reach = max((when for when, _ in runs), default=since)
-    if job is not None and reach < until and len(starts) < AHEAD:
-        later = previews.upcoming([job], max(since, reach), until, AHEAD, False)
-        starts += [(coming.time, None) for coming in later if coming.time > reach or not runs]
+    last = max((when for when, _ in runs), default=-EVER)
+    if job is not None and max(reach, last) < until and len(starts) < AHEAD:
+        later = previews.upcoming([job], max(since, last), until, AHEAD, False)
+        starts += [(coming.time, None) for coming in later if coming.time > last]
     shown = heapq.nsmallest(AHEAD, ((w, i or "") for w, i in starts if since <= w < until))
     return [[format_time(when), run_id or None] for when, run_id in shown]
 
