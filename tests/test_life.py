@@ -115,6 +115,7 @@ def test_an_action_whose_job_was_removed_is_in_the_log(site: Installation) -> No
     site.write("refers", "successors: gone\n" + SLOW)
     assert site.post("/api/control/reload_jobs").json()["added"] == ["refers"]
     run_id = site.make("refers")["run_id"]
+    until_logged(site, run_id, "running")
     for name in ("refers", "gone"):
         (site.job_dir / f"{name}.yaml").unlink()
     assert site.post("/api/control/reload_jobs").json()["removed"] == ["gone", "refers"]
@@ -153,6 +154,7 @@ def test_each_operation_is_allowed_where_it_makes_sense_and_else_says_why_not(si
     assert operate(site, waiting, "mark/skipped") == (400, f"run {waiting} already in state skipped")
 
     running = site.make("slow")["run_id"]
+    until_logged(site, running, "running")
     assert operate(site, running, "skip") == (400, f"can't skip {running} in state running")
     assert operate(site, running, "mark/success") == (400, f"can't mark {running} in state running")
     assert operate(site, running, "stop") == (200, "")
