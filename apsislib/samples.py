@@ -5,6 +5,7 @@ In memory alone: a restart begins anew, and Prometheus is there for whoever want
 
 from __future__ import annotations
 
+import logging
 import math
 from array import array
 from collections import deque
@@ -15,6 +16,8 @@ from typing import Any
 
 from apsislib.clock import Clock, Deadline
 from apsislib.times import format_time
+
+log = logging.getLogger(__name__)
 
 EVERY = 10.0  # s between two samples
 # name -> (samples that make one point, points kept): an hour, a day, a week of points that fit a screen.
@@ -65,9 +68,13 @@ class Samples:
 
     def _run(self) -> None:
         """(apsis-samples) Ends when stop() was called."""
-        self.sample()
-        while not self._stopping.wait(EVERY):
-            self.sample()
+        while True:
+            try:
+                self.sample()
+            except Exception:  # figures are worth no more than a line in the log
+                log.exception("a sample could not be taken")
+            if self._stopping.wait(EVERY):
+                return
 
     def sample(self) -> None:
         taken, before = self._take(), self._before

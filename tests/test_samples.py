@@ -58,7 +58,14 @@ def test_no_ring_grows_beyond_its_bound() -> None:
 
 def test_the_thread_takes_samples_and_ends_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(samples, "EVERY", 0.01)
-    kept = Samples(WallClock(), Meter())
+    failures = [OSError("no such file")]
+
+    def take() -> dict[str, float]:
+        if failures:
+            raise failures.pop()
+        return Meter()()
+
+    kept = Samples(WallClock(), take)  # what goes wrong once costs one sample
     kept.start()
     deadline = Deadline(30)
     while len(kept.series("hour")["series"]["memory"]) < 3:
