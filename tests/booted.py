@@ -1,5 +1,5 @@
-"""A systemd that runs for a test: process 1 of namespaces of its own, in which /etc, /run, /var/lib,
-/var/cache, /var/log and the network are its own too. Of the machine's units it has a few targets.
+"""A systemd that runs for a test: process 1 of namespaces of its own, in which /etc, /run, /tmp, what is
+written of /var, and the network are its own too. Of the machine's units it has a few targets.
 
 It needs root, or a sudo that asks for no password, and a mounted cgroup v2.
 """
@@ -30,7 +30,8 @@ umount --lazy /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir "$1/top"
 mount -t tmpfs tmpfs "$1/top"
-mkdir "$1/top/etc" "$1/top/work" "$1/top/units" "$1/top/bin"
+mkdir "$1/top/etc" "$1/top/work" "$1/top/units" "$1/top/bin" "$1/top/tmp" "$1/top/work2"
+chmod 1777 "$1/top/tmp"
 for target in sysinit basic multi-user network-online shutdown umount; do
   cp /lib/systemd/system/$target.target "$1/top/units"
 done
@@ -43,7 +44,8 @@ cat "$1/group" >> /etc/group
 cp "$1/files/bin/"* "$1/top/bin"
 mount --bind "$1/top/bin" /usr/local/bin
 mount --bind "$1/top/units" /lib/systemd/system
-for directory in /var/lib /var/cache /var/log /run; do mount -t tmpfs tmpfs $directory; done
+for directory in /var/lib /var/cache /var/log /var/tmp /run; do mount -t tmpfs tmpfs $directory; done
+mount -t overlay overlay -o lowerdir=/tmp,upperdir="$1/top/tmp",workdir="$1/top/work2" /tmp
 ip link set lo up
 exec env --ignore-environment container=apsis PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin \\
     /lib/systemd/systemd --unit=multi-user.target --show-status=0
