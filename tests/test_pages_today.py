@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from browsing import AGENT, HOSTILE, JOBS, accessible, live, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Locator, Page, expect
+from server import ENDS, Server, environment
 
 from apsislib.runs import Run, Save
 from apsislib.states import State
@@ -262,3 +264,46 @@ def test_the_board_is_accessible(site: Installation, browser: Browser, scheme: A
     for run_id in made[:2]:
         site.post(f"/api/v1/runs/{run_id}/stop")
     site.post(f"/api/v1/runs/{made[2]}/skip")
+
+
+# -- with a real agent -----------------------------------------------------------------------------
+
+
+def test_programs_on_an_agent_are_on_the_board_and_so_is_its_death(browser: Browser, tmp_path: Path) -> None:
+    (tmp_path / "go").mkdir()
+    shell = "program: {type: procstar-shell, command: 'until [ -e %s ]; do sleep 0.05; done; exit %d'}\n"
+    jobs = {
+        "night/load": shell % (tmp_path / "go" / "load", 0),
+        "night/check": shell % (tmp_path / "go" / "check", 7),
+        "night/report": "condition: {type: dependency, job_id: night/load}\n" + PROGRAM,
+    }
+    server = Server(tmp_path, jobs)
+    with server.running(), watched(browser, server.url.removesuffix("/api/v1")) as page:
+        opened(page)
+        report, load, check = (
+            server.schedule({"job_id": f"night/{name}"}) for name in ("report", "load", "check")
+        )
+        expect(panel(page, "Running")).to_contain_text("night/load")
+        expect(panel(page, "Running")).to_contain_text("night/check")
+        expect(panel(page, "Waiting")).to_contain_text(
+            f"night/load is {server.until(load, 'running')['state']}"
+        )
+        (tmp_path / "go" / "check").touch()
+        attention = panel(page, "What needs attention")
+        expect(attention.get_by_role("link", name="night/check")).to_have_attribute("href", f"/runs/{check}")
+        (tmp_path / "go" / "load").touch()
+        expect(panel(page, "Running")).to_contain_text("Nothing is running.")
+        expect(panel(page, "Waiting")).to_contain_text("Nothing is waiting.")
+        assert server.until(report, *ENDS)["state"] == "success"
+        expect(attention).not_to_contain_text("agent is away")
+        identity = json.loads((tmp_path / "apsis.db.agent.json").read_text())
+        argv = [*server.program, "agent", "--agent", "--plain", "--agent-host", "127.0.0.1"]
+        argv += ["--agent-port", str(identity["port"]), "--group-id", "far"]
+        far = subprocess.Popen(argv, env=environment(PROCSTAR_AGENT_TOKEN=identity["token"]))
+        try:
+            expect(tile(page, "agents")).to_contain_text("2")
+        finally:
+            far.kill()
+            far.wait()
+        expect(attention).to_contain_text("agent is away")
+        expect(tile(page, "lost")).to_contain_text("1")
