@@ -19,7 +19,7 @@ from apsislib.cli.show import run_block
 from apsislib.cli.terminal import Terminal
 from apsislib.times import parse_time
 
-RECONNECT = 6.0  # seconds
+RECONNECT = 10.0  # seconds
 LAUNCH = {"ping": 0.5, "silence": 1.5}  # seconds
 GATED = 'until test -e "$GO"; do sleep 0.05; done'
 JOBS = {

@@ -50,7 +50,7 @@ def wreck(world: World, lives: Iterable[Point], say: Callable[[str], None]) -> H
 
 
 def play(directory: Path, lives: Iterable[Point], say: Callable[[str], None]) -> campaign.Outcome:
-    return campaign.run(directory, lambda world: wreck(world, lives, say), patience=PATIENCE)
+    return campaign.run(directory, lambda world: wreck(world, lives, say), reconnect=60.0, patience=PATIENCE)
 
 
 def main() -> int:

@@ -38,6 +38,7 @@ class History:
     counts: Counter[str] = field(default_factory=Counter)
     killed: set[str] = field(default_factory=set)  # lives of agents: "a1.3"
     away: list[tuple[str, float, float]] = field(default_factory=list)  # conn_id, from and until (boot)
+    slow: float = 0.0  # seconds that this machine has taken to bring a server up, or was behind by
     stopped: set[str] = field(default_factory=set)  # run IDs whose stop was accepted
     deaths: list[str] = field(default_factory=list)  # of the server, by itself
 
@@ -132,6 +133,7 @@ class Nemesis:
     def rage(self) -> History:
         """Execute the timetable; at its end all faults are over."""
         begun = time.monotonic()
+        self.history.slow = self._world.took
         events: list[tuple[float, int, Fault, bool]] = []
         for number, fault in enumerate(self._faults):
             heapq.heappush(events, (fault.at, number, fault, True))
@@ -140,6 +142,7 @@ class Nemesis:
             while (left := begun + at - time.monotonic()) > 0:
                 time.sleep(min(left, 0.2))  # the timetable is kept by the clock
                 self._look_after_server()
+            self.history.slow = max(self.history.slow, time.monotonic() - begun - at)
             self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
             if begins:
                 self.history.counts[fault.kind] += 1

@@ -175,6 +175,7 @@ class World(Client):
         self.database = self.disk.path / "apsis.db"
         self.server: subprocess.Popen[bytes] | None = None
         self.launch = dict(launch or {})
+        self.took = 0.0  # seconds until it served
         (directory / "jobs").mkdir()
         for job_id, text in jobs.items():
             (directory / "jobs" / f"{job_id}.yaml").write_text(text)
@@ -192,6 +193,7 @@ class World(Client):
         self.agents = [Agent(f"a{n + 1}", agents_port, directory) for n in range(agents)]
 
     def __enter__(self) -> World:
+        begun = time.monotonic()
         try:
             self.start_server()
             for agent in self.agents:
@@ -200,6 +202,7 @@ class World(Client):
         except BaseException:
             self.end()
             raise
+        self.took = time.monotonic() - begun
         return self
 
     def __exit__(self, *_: object) -> None:
