@@ -158,7 +158,7 @@ class Nemesis:
         """Be what a service manager is: it starts again what has ended."""
         server = self._world.server
         if not self._down and server is not None and (status := server.poll()) is not None:
-            last = self._world.log().splitlines()[-1:]
+            last = self._world.log().splitlines()[-8:]  # it goes on to say how the disk is while it ends
             # On a full disk it may refuse to start, and say so, and by its status.
             if not (self._filled and status == 1 and _NO_DISK.search(str(last))):
                 self.history.deaths.append(f"the server ended by itself with status {status}: {last}")
