@@ -200,7 +200,8 @@ class _Judge:
         self.end = acts.ends[0] if acts.ends else None
         self.history = history
         self.reconnect = reconnect
-        self.last = record.log[-1] if record.log else ""
+        # How it ended; remarks may follow.
+        self.verdict = next((text for text in reversed(record.log) if text.startswith(record.state)), "")
         # Of a life that was killed: what its programs did afterwards nobody can know.
         self.orphan = self.begin is not None and self.begin.agent in history.killed
 
@@ -251,7 +252,7 @@ class _Judge:
             verdict.untrue.append(self._say("that is not how this job ends"))
         if self.expected.cut:
             # Killed by its timeout, or before it had a handler for its stop: then it wrote no end.
-            if end is None and "killed by SIG" not in self.last:
+            if end is None and "killed by SIG" not in self.verdict:
                 verdict.untrue.append(self._say("nothing ended it"))
         elif end is None:
             verdict.untrue.append(self._say("its program has not come to its end"))
