@@ -158,11 +158,21 @@ class BoundMaxRunning(_About):
         }
 
 
+def seniority(run: Run) -> tuple[float, float, int]:
+    """Of two runs that wait, the one of the lesser was there first.
+
+    Numbers do not tell: scheduled runs have theirs up to a day before they are due.
+    """
+    schedule = run.times.get("schedule", 0.0)
+    return run.times.get("waiting", schedule), schedule, run.number
+
+
 @record
 class BoundSkipDuplicate(_About):
     """Never blocks: moves the run to `target` if another run of the instance is in a check state.
 
-    Among runs that wait alike the oldest goes on: a waiting run is a duplicate only of an older one.
+    Of runs that wait alike the one that has waited longest goes on: one that waits is a duplicate only of
+    those before it in the queue, and of scheduled ones that were made before it.
     """
 
     check_states: frozenset[State]
@@ -174,7 +184,9 @@ class BoundSkipDuplicate(_About):
         for other in view.live(self.key):
             if other.run_id == run.run_id or other.state not in self.check_states:
                 continue
-            if other.state in (State.SCHEDULED, State.WAITING) and other.number > run.number:
+            if other.state is State.WAITING and seniority(other) > seniority(run):
+                continue
+            if other.state is State.SCHEDULED and other.number > run.number:
                 continue
             reason = f"transitioning to {self.target} because {other.run_id} {other.state}"
             return Verdict(False, reason, move=self.target)

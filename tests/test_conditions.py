@@ -222,6 +222,37 @@ def test_of_runs_that_wait_alike_the_older_survives(sim: Sim) -> None:
     assert sim.log[runs[2]][-1].startswith(f"transitioning to skipped because {runs[0]} ")
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_what_waits_longest_survives_although_others_were_made_before_it(sim: Sim, restart: bool) -> None:
+    sim.add_job("gate", program=FOREVER)
+    sim.add_job("job", conditions=(Dependency("gate"), SkipDuplicate()), program=FOREVER)
+    now = sim.clock.wall()
+    tonight, evening, by_hand = (sim.schedule("job", at=now + after) for after in (60, 30, 0))
+    sim.run_for(90)
+    assert {sim.state(i) for i in (tonight, evening, by_hand)} == {State.WAITING}
+    if restart:
+        sim.crash()
+    sim.finish(sim.schedule("gate"))
+    assert [sim.state(i) for i in (tonight, evening, by_hand)] == [
+        State.SKIPPED,
+        State.SKIPPED,
+        State.RUNNING,
+    ]
+    assert sim.log[tonight][-1] == f"transitioning to skipped because {by_hand} starting"
+
+
+def test_of_runs_that_begin_to_wait_at_once_that_of_the_earliest_time_survives(sim: Sim) -> None:
+    sim.add_job("gate", program=FOREVER)
+    sim.add_job("job", conditions=(Dependency("gate"), SkipDuplicate()), program=FOREVER)
+    now = sim.clock.wall()
+    later, earlier = sim.schedule("job", at=now + 60), sim.schedule("job", at=now + 30)
+    sim.clock.advance(90)
+    sim.crash()
+    assert sim.kernel.runs[later].times["waiting"] == sim.kernel.runs[earlier].times["waiting"]
+    sim.finish(sim.schedule("gate"))
+    assert [sim.state(i) for i in (later, earlier)] == [State.SKIPPED, State.RUNNING]
+
+
 def test_scheduled_and_stopping_runs_are_no_duplicates_unless_named(sim: Sim) -> None:
     sim.add_job("job", conditions=(SkipDuplicate(),), program=SimProgram(None, State.ERROR))
     sim.add_job("strict", conditions=(SkipDuplicate(frozenset({State.SCHEDULED})),))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from apsislib.conditions import seniority
 from apsislib.errors import ApsisError
 from apsislib.runs import Alarm, Connect, Launch, Run
 from apsislib.scheduler import lateness
@@ -21,7 +22,7 @@ def restore(
     for run in runs:
         ledger.enter(run)
     # Those that wait do so in the order in which they began to.
-    for run in sorted(runs, key=lambda run: (run.times.get("waiting", 0.0), run.number)):
+    for run in sorted(runs, key=seniority):
         try:
             _restore(ledger, waiting, gaps, run, wall, boot)
         except (ApsisError, LookupError, TypeError, ValueError) as error:
