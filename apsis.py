@@ -16,15 +16,18 @@ import gc
 import logging
 import os
 import pickle
-import queue
 import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from apsislib.orders import Orders
 
 VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
@@ -38,6 +41,7 @@ DEATH = 70  # exit status when the timer, the writer or the kernel has failed: r
 GC_THRESHOLD = (10_000, 10, 10)
 READY = 10.0  # s; after which systemd is told that a server is ready that serves but runs nothing yet
 STOPPING = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "hangup"}
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
 NOFILE = 65536  # descriptors; an agent that is connected takes three
@@ -391,15 +395,13 @@ def serve(args: argparse.Namespace) -> int:
     """Run a server until it is told to end."""
     from apsislib import config as configs
     from apsislib.errors import ApsisError
+    from apsislib.orders import Orders
     from apsislib.systemd import Notifier
 
     sys.setswitchinterval(SWITCH)
     notifier = Notifier(os.environ)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    # The handlers only put a word; SimpleQueue.put is safe to call from one.
-    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
-    for number, word in ((signal.SIGTERM, "stop"), (signal.SIGINT, "stop"), (signal.SIGHUP, "hangup")):
-        signal.signal(number, lambda *_, word=word: asked.put(word))  # type: ignore[misc]
+    orders = Orders(SIGNALS, ("restart", "ready"))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked by a restart, see below
     try:
         config = configs.load(args.config, args.override)
@@ -409,7 +411,7 @@ def serve(args: argparse.Namespace) -> int:
         host = args.serve_host or config.http.host
         port = config.http.port if args.serve_port is None else args.serve_port
         config = replace(config, http=replace(config.http, host=host, port=port))
-        server = Apsis(config, lambda restart: asked.put("restart" if restart else "stop"), raise_nofile())
+        server = Apsis(config, lambda restart: orders.put("restart" if restart else "stop"), raise_nofile())
     except (ApsisError, OSError) as error:
         complain(error)
         return 1
@@ -424,9 +426,11 @@ def serve(args: argparse.Namespace) -> int:
         complain(error)
         server.stop()
         return 1
-    server.driver.is_running.wait(READY)  # its schedules are made: mostly at once
-    notifier.send("READY=1", f"STATUS={server.driver.status()}")
-    while (word := _next_word(asked, server, notifier)) == "hangup":
+    threading.Thread(target=_await_ready, args=(server, orders), name="apsis-ready", daemon=True).start()
+    while (word := _next_word(orders, server, notifier)) in ("ready", "hangup"):
+        if word == "ready":
+            notifier.send("READY=1", f"STATUS={server.driver.status()}")
+            continue
         notifier.send("RELOADING=1", f"MONOTONIC_USEC={int(server.driver.clock.monotonic() * 1e6)}")
         if server.agents is not None:
             try:
@@ -443,8 +447,8 @@ def serve(args: argparse.Namespace) -> int:
     if word == "restart":
         # Who wants it to end while it is being restarted is heard, here or by the next process.
         signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-        while not asked.empty():
-            word = "stop" if asked.get() == "stop" else word
+        while (other := orders.get(0.0)) is not None:
+            word = "stop" if other == "stop" else word
     if word == "restart":
         notifier.give_back(os.environ)
         logging.shutdown()
@@ -472,16 +476,20 @@ def raise_nofile() -> tuple[int, int]:
     return before
 
 
-def _next_word(asked: queue.SimpleQueue[str], server: Apsis, notifier: Any) -> str:
+def _await_ready(server: Apsis, orders: Orders) -> None:
+    """(apsis-ready) Its schedules are made: mostly at once. Who wants it to end meanwhile is heard."""
+    server.driver.is_running.wait(READY)
+    orders.put("ready")
+
+
+def _next_word(orders: Orders, server: Apsis, notifier: Any) -> str:
     """What is asked of the server next. Till then systemd's watchdog is told that it lives, if it does."""
-    while True:
-        try:
-            return asked.get(timeout=notifier.interval)
-        except queue.Empty:
-            if server.driver.is_alive():
-                notifier.send("WATCHDOG=1", f"STATUS={server.driver.status()}")
-            else:
-                log.critical("the timer stands still: systemd is not told that the server lives")
+    while (word := orders.get(notifier.interval)) is None:
+        if server.driver.is_alive():
+            notifier.send("WATCHDOG=1", f"STATUS={server.driver.status()}")
+        else:
+            log.critical("the timer stands still: systemd is not told that the server lives")
+    return word
 
 
 def check_jobs(args: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ FLOORS = {
     "apsislib.meter": 10,
     "apsislib.figures": 10,
     "apsislib.systemd": 10,
+    "apsislib.orders": 10,
     "apsislib.itself": 10,
     "apsislib.classes": 10,
     "apsislib.calendars": 11,
