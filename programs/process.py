@@ -55,7 +55,7 @@ class Program(Protocol):
     def argv(self) -> tuple[str, ...]: ...
     @property
     def sudo_user(self) -> str | None: ...
-    def spec(self, run: Run) -> dict[str, Any]: ...
+    def spec(self, run: Run, proc_id: str) -> dict[str, Any]: ...
     def sudo(self, user: str) -> list[str]: ...
     def output_limit(self) -> OutputLimit: ...
 
@@ -76,8 +76,9 @@ class Process:
         # What is known of where the agent is, from before the process.
         self._place = {k: v for k, v in (run.meta.get("program") or {}).items() if k == "aws_ecs"}
         self._limit = program.output_limit()
-        self._start_message = wire.proc_start_request({proc_id: program.spec(run)})
+        self._start_message = wire.proc_start_request({proc_id: program.spec(run, proc_id)})
         self._properties = self._start_message["specs"][proc_id].get("systemd_properties") or {}
+        self._marked = False  # it was started with its ID in its environment, as far as is known
         self._warned = False  # of limits that were not applied
         self._started = run.state in (State.RUNNING, State.STOPPING)
         self._here = False  # its agent is connected
@@ -112,7 +113,7 @@ class Process:
 
     def start(self) -> None:
         """Send the start, as the first thing that this agent hears of the process."""
-        self._here = True
+        self._here = self._marked = True
         if not self._agents.watch(self.proc_id, self.conn_id, self, self._start_message, self._fate):
             self._fate(False)
 
@@ -242,7 +243,8 @@ class Process:
         if self._pid is not None and (killed or signalled):
             took = (res.get("times") or {}).get("elapsed") or 0.0
             told = partial(self._host.note, self.run_id)
-            remains.sweep(self._agents, self.conn_id, self._pid, self.run_id, took, told)
+            process = (self._pid, self.proc_id, self.run_id)
+            remains.sweep(self._agents, self.conn_id, process, took, self._marked, told)
 
     def _running(self, res: Json) -> None:
         meta = self._meta(res)

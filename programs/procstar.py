@@ -307,7 +307,7 @@ class Procstar(Bound):
 
     # -- what is sent --
 
-    def spec(self, run: Run) -> dict[str, Any]:
+    def spec(self, run: Run, proc_id: str) -> dict[str, Any]:
         """The process specification. stdout and stderr are one stream, kept at the agent until fetched."""
         argv = list(self.argv)
         if self.sudo_user is not None:
@@ -315,7 +315,7 @@ class Procstar(Bound):
         capture = {"mode": "tempfile", "encoding": None, "attached": False}
         spec: dict[str, Any] = {
             "argv": argv,
-            "env": {"inherit": True, "vars": {"APSIS_RUN_ID": run.run_id}},
+            "env": {"inherit": True, "vars": {"APSIS_RUN_ID": run.run_id, "APSIS_PROC_ID": proc_id}},
             "fds": [["stdout", {"capture": capture}], ["stderr", {"dup": {"fd": 1}}]],
         }
         limit = self.mem_max_gb if self.mem_max_gb is not None else self.settings.mem_max_gb

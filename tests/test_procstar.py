@@ -115,7 +115,7 @@ def test_nothing_is_sent_before_the_choice_of_agent_is_committed():
     capture = {"mode": "tempfile", "encoding": None, "attached": False}
     spec = {
         "argv": ["/bin/work"],
-        "env": {"inherit": True, "vars": {"APSIS_RUN_ID": "r1"}},
+        "env": {"inherit": True, "vars": {"APSIS_RUN_ID": "r1", "APSIS_PROC_ID": "p"}},
         "fds": [["stdout", {"capture": capture}], ["stderr", {"dup": {"fd": 1}}]],
     }
     assert story.agents.take() == [{"type": "ProcStartRequest", "specs": {"p": spec}}]
