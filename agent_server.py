@@ -28,7 +28,7 @@ from apsislib.clock import Clock, Deadline
 from apsislib.config.keys import Server
 from apsislib.errors import BadRequest
 from apsislib.links import Agent, Fate, Link, Shared, Watcher, guard
-from apsislib.sockets import NORMAL, Closed, Connection, Data, Listener
+from apsislib.sockets import NORMAL, Closed, Connection, Data, Listener, Strangers
 from apsislib.times import format_time
 from apsislib.wire import Message, WireError
 
@@ -138,6 +138,7 @@ class AgentServer:
         self._clock = clock
         self._keep = KEEP if reconnect_timeout is None else reconnect_timeout
         self._on_change = on_change
+        self._strangers = Strangers(clock)
         self._listeners: list[tuple[Port, Listener]] = []
         self._stopping = threading.Event()
         self._janitor = threading.Thread(target=self._tidy_for_ever, name="apsis-agents")
@@ -162,7 +163,14 @@ class AgentServer:
                     self._serve(connection, port.token, self._listeners[at][1].settle)
 
                 address = (port.host, port.port)
-                listener = Listener(address, serve, clock=self._clock, ssl_context=context, settle_late=True)
+                listener = Listener(
+                    address,
+                    serve,
+                    clock=self._clock,
+                    ssl_context=context,
+                    settle_late=True,
+                    strangers=self._strangers,
+                )
                 self._listeners.append((port, listener))
         except BaseException:
             for _, listener in self._listeners:
@@ -187,6 +195,7 @@ class AgentServer:
         if self._janitor.ident is not None:
             self._janitor.join(deadline.left())
             alive += [self._janitor.name] if self._janitor.is_alive() else []
+        self._strangers.sum_up(now=True)
         return alive
 
     @property
@@ -437,10 +446,15 @@ class AgentServer:
                 settle()
                 problem = self._run_link(register, connection)
         if problem is not None:
-            log.warning("agent at %s refused: %s", connection.peer[0], problem)
-            with self._lock:
-                self._note_locked("refused", connection.peer[0], reason=problem)
+            if self._tell_stranger(logging.WARNING, connection, "refused: %s", problem):
+                with self._lock:
+                    self._note_locked("refused", connection.peer[0], reason=problem)
             self._refuse(connection)
+
+    def _tell_stranger(self, level: int, connection: Connection, text: str, *args: object) -> bool:
+        """Log something about a peer that is not let in. False: there is too much of that."""
+        peer = connection.peer[0]
+        return self._strangers.say(level, peer, f"agent at %s {text}", peer, *args)
 
     def _await_register(self, connection: Connection) -> tuple[Message | None, str | None]:
         """The first message, if it is a sound Register, or what is wrong. Nothing is sent.
@@ -452,7 +466,9 @@ class AgentServer:
         while not deadline.passed():
             for event in connection.poll(deadline.left()):
                 if isinstance(event, Closed):
-                    log.info("agent at %s left before it registered: %s", connection.peer[0], event.reason)
+                    self._tell_stranger(
+                        logging.INFO, connection, "left before it registered: %s", event.reason
+                    )
                     return None, None
                 if not isinstance(event, Data):
                     return None, "its first message is no Register"
@@ -563,9 +579,12 @@ class AgentServer:
             guard(self.tidy)
 
     def tidy(self) -> None:
-        """Forget agents that have been away for too long, and callbacks that nobody wants."""
+        """Forget agents that have been away for too long, and callbacks nobody wants; sum up refusals."""
+        more = self._strangers.sum_up()
         now = self._clock.monotonic()
         with self._lock:
+            if more is not None:
+                self._note_locked("refused", "", reason=more)
             lost = [(agent.lost_at, agent) for agent in self._agents.values()]
             wanting = [(group, entry) for group, entries in self._wanting.items() for entry in entries]
         for at, agent in lost:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -20,9 +21,10 @@ from websockets.exceptions import InvalidMessage
 import agent_server
 from agent_server import AgentServer, Port, ports
 from apsislib import wire
-from apsislib.clock import Deadline, WallClock
+from apsislib.clock import Deadline, SimClock, WallClock
 from apsislib.config.keys import Server, Tls
 from apsislib.errors import BadRequest
+from apsislib.sockets import Strangers, strangers
 
 
 class Recorder:
@@ -740,3 +742,57 @@ def test_a_missing_certificate_is_named():
 @pytest.fixture(autouse=True)
 def _log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+
+
+# -- strangers -------------------------------------------------------------------------------------
+
+
+def test_a_scanner_does_not_fill_the_log_nor_the_history(serve, caplog):
+    server = serve()
+    caplog.set_level(logging.INFO)
+    for _ in range(30):
+        with socket.create_connection(server.address, TIMEOUT) as scanner:
+            scanner.sendall(b"GET \x1b[2J\nforged: all is well HTTP/1.0\r\n\r\n")
+            while scanner.recv(1000):
+                pass
+    for _ in range(3):
+        refused = RawAgent(server.address, register=False)
+        refused.register(access_token="wrong")
+        refused.closed()
+    assert len(server.history()) == 0  # there were enough about this address already
+    assert server.stop(Deadline(10)) == []
+    said = [r.getMessage() for r in caplog.records if "127.0.0.1" in r.getMessage() and "may" not in r.msg]
+    assert len(said) == strangers.EACH + 1
+    assert all(text.isprintable() for text in said)
+    assert said[-1].startswith("… and 23 more in the last minute, 23 of them from ")
+
+
+def test_what_a_stranger_says_as_it_leaves_stays_in_its_line(serve, caplog):
+    server = serve()
+    caplog.set_level(logging.INFO)
+    agent = RawAgent(server.address, register=False)
+    agent.ws.close(1000, "bye\n2026-11-27T10:00:00 apsis I all is well")
+    assert server.stop(Deadline(10)) == []
+    [said] = [r.getMessage() for r in caplog.records if "left before it registered" in r.getMessage()]
+    assert "\n" not in said and r"bye\n2026" in said
+
+
+def test_lines_about_strangers_are_counted_by_address_and_by_the_minute(caplog):
+    caplog.set_level(logging.INFO)
+    clock = SimClock()
+    port = Strangers(clock)
+    for _ in range(1234):
+        port.say(logging.INFO, "10.0.0.1", "%s is wrong", "it")
+    assert len(caplog.records) == strangers.EACH
+    assert port.say(logging.INFO, "10.0.0.2", "another")  # is not hushed by the first
+    assert port.sum_up() is None  # the minute is not over
+    clock.advance(strangers.PERIOD)
+    assert port.sum_up() == "… and 1,224 more in the last minute, 1,224 of them from 10.0.0.1"
+    assert port.say(logging.INFO, "10.0.0.1", "here again")
+    for number in range(3000):  # as many addresses as an IPv6 network has
+        port.say(logging.INFO, f"fd00::{number:x}", "x")
+    assert len(port._lines) <= strangers.ADDRESSES + 1 and len(port._more) <= strangers.ADDRESSES + 1
+    assert len(caplog.records) == strangers.EACH + 2 + strangers.ALL
+    clock.advance(strangers.PERIOD)
+    assert port.say(logging.INFO, "10.0.0.1", "a minute later")  # sums up first, though nobody asked
+    assert "… and 2,901 more" in caplog.records[-2].getMessage()

@@ -24,6 +24,7 @@ from apsislib.sockets.events import (
 from apsislib.sockets.handshake import HANDSHAKE_TIMEOUT, Refused, connect, upgrade
 from apsislib.sockets.listener import MAX_CONNECTIONS, Listener
 from apsislib.sockets.outbox import MAX_FRAME, Outgoing
+from apsislib.sockets.strangers import Strangers
 
 __all__ = [
     "ABNORMAL",
@@ -45,6 +46,7 @@ __all__ = [
     "Outgoing",
     "Pong",
     "Refused",
+    "Strangers",
     "Text",
     "connect",
     "upgrade",

@@ -22,12 +22,12 @@ from apsislib.sockets.connection import MAX_PENDING, Connection
 from apsislib.sockets.events import GOING_AWAY
 from apsislib.sockets.handshake import (
     HANDSHAKE_TIMEOUT,
-    Refused,
     WebSocketHandler,
     WebsocketServer,
     accept,
     shake_hands,
 )
+from apsislib.sockets.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,8 @@ class Listener:
 
     Above `max_connections` one that is new takes the place of the oldest that is not settled, or is refused
     where all are. Settled is who has shaken hands, or with `settle_late` who was let in by settle(): so
-    nobody can shut others out by connecting again and again and saying nothing.
+    nobody can shut others out by connecting again and again and saying nothing. `strangers` logs who does
+    not get as far as a WebSocket.
     """
 
     def __init__(
@@ -110,10 +111,12 @@ class Listener:
         assemble: int | None = None,
         limit_bytes: int = MAX_PENDING,
         settle_late: bool = False,
+        strangers: Strangers | None = None,
     ) -> None:
         self._settle_late = settle_late
         self._serve = serve
         self._clock = clock or WallClock()
+        self._strangers = strangers or Strangers(self._clock)
         self.ssl_context = ssl_context  # of connections to come; may be replaced at any time
         self._name = name
         self._max = max_connections
@@ -311,10 +314,9 @@ class Listener:
                 path=path,
                 headers=headers,
             )
-        except Refused as error:
-            log.info("no WebSocket with %s: %s", address[0], error)
         except (OSError, ValueError) as error:
-            log.info("no WebSocket with %s: %s", address[0], error or type(error).__name__)
+            why = str(error) or type(error).__name__
+            self._strangers.say(logging.INFO, address[0], "no WebSocket with %s: %s", address[0], why)
         _leave(current)
         return None
 
