@@ -99,7 +99,8 @@ class Outcome:
     def __str__(self) -> str:
         counts = self.history.counts
         faults = " ".join(f"{kind.replace(' ', '_')}={counts[kind]}" for kind in sorted(counts))
-        return f"seconds={self.seconds:.0f} faults={sum(counts.values())}: {faults}\n{self.verdict}"
+        head = f"seconds={self.seconds:.0f} faults={sum(counts.values())} backups={self.history.backups}"
+        return f"{head}: {faults}\n{self.verdict}"
 
 
 def run(

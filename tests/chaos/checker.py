@@ -137,7 +137,7 @@ def check(
     """`begin`, `end`: instants of the server's clock, between which every occurrence counts."""
     verdict = Verdict(runs=len(records))
     verdict.untrue += [f"the database is damaged: {text}" for text in damage]
-    verdict.untrue += history.deaths
+    verdict.untrue += history.wrongs
     _occurrences(jobs, records, begin, end, verdict)
     for run_id, acts in ledger.items():
         if run_id not in records:
@@ -267,12 +267,19 @@ class _Judge:
         text = self.last_error()
         conn_id = next((c for c, _, _ in self.history.away if re.search(rf"\b{c}\b", text)), None)
         born = 0.0 if self.begin is None else self.begin.boot
-        # For so long the agent was away at most, after the program had begun.
-        away = max((b - a for c, a, b in self.history.away if c == conn_id and b > born), default=0.0)
+        # For so long the agent was away at most, after the program had begun. On a busy machine one that was
+        # cut off comes back late by as much as everything is.
+        away = max(
+            (
+                b - a + 3 * self.history.slow(a, b + self.reconnect)
+                for c, a, b in self.history.away
+                if c == conn_id and b > born
+            ),
+            default=0.0,
+        )
         killed = any(life.startswith(f"{conn_id}.") for life in self.history.killed)
         if "reconnect timeout" in text:
-            # On a busy machine an agent that was cut off comes back late by as much as everything is.
-            excused = away > 0 and away + 3 * self.history.slow >= self.reconnect - SLACK
+            excused = away >= self.reconnect - SLACK
         elif "no longer" in text:
             excused = self.orphan
         elif "may have started" in text:

@@ -37,7 +37,7 @@ def wreck(world: World, lives: Iterable[Point], say: Callable[[str], None]) -> H
         try:
             status = world.server.wait(LIFE)
             if status != -9:
-                history.deaths.append(f"the server, to die {mode} {kind} {n}, ended with status {status}")
+                history.wrongs.append(f"the server, to die {mode} {kind} {n}, ended with status {status}")
             history.counts[f"{mode} {kind}"] += 1
         except TimeoutExpired:
             world.kill_server()

@@ -9,11 +9,12 @@ import heapq
 import random
 import re
 import signal
+import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from subprocess import TimeoutExpired
 
@@ -38,9 +39,15 @@ class History:
     counts: Counter[str] = field(default_factory=Counter)
     killed: set[str] = field(default_factory=set)  # lives of agents: "a1.3"
     away: list[tuple[str, float, float]] = field(default_factory=list)  # conn_id, from and until (boot)
-    slow: float = 0.0  # seconds that this machine has taken to bring a server up, or was behind by
+    took: float = 0.0  # seconds that this machine takes to bring a server up
+    behind: list[tuple[float, float]] = field(default_factory=list)  # when (boot), by how many seconds
+    backups: int = 0  # that were made and are whole
     stopped: set[str] = field(default_factory=set)  # run IDs whose stop was accepted
-    deaths: list[str] = field(default_factory=list)  # of the server, by itself
+    wrongs: list[str] = field(default_factory=list)  # seen while it went on: the server ended by itself, say
+
+    def slow(self, begin: float, end: float) -> float:
+        """Seconds by which the machine was behind between two instants (boot)."""
+        return max([self.took, *(s for at, s in self.behind if begin <= at <= end)])
 
 
 KINDS = {  # kind -> how often
@@ -55,6 +62,8 @@ KINDS = {  # kind -> how often
     "slow": 2,
     "clock": 2,
     "disk": 2,
+    "lock": 2,
+    "backup": 1,
     "stop": 5,
 }
 
@@ -113,10 +122,17 @@ def _details(kind: str, chance: random.Random, agents: list[str]) -> tuple[str, 
             return "clock", chance.uniform(1, 6), chance.choice((-1, 1)) * chance.randint(3, 30)
         case "disk":
             return "disk", chance.uniform(0.5, 4), 0
+        case "lock":
+            return "database", chance.uniform(0.5, 6), 0
     return "operator", 0.0, 0
 
 
-_NO_DISK = re.compile(r"error: .*(disk is full|disk I/O error)")
+# What a server says that may refuse to start, by the fault that is to blame.
+REFUSALS = {
+    "disk": re.compile(r"error: .*(disk is full|disk I/O error)"),
+    "lock": re.compile(r"error: .*holds it locked"),
+}
+SINCE = 20.0  # seconds that it may take to refuse: it ends in order
 
 
 class Nemesis:
@@ -128,12 +144,12 @@ class Nemesis:
         self._agents = {agent.conn_id: agent for agent in world.agents}
         self._operators: list[threading.Thread] = []
         self._down = False  # the server is to be down now
-        self._filled = False  # the disk has been
+        self._over: dict[str, float] = {}  # until when (boot) a kind of REFUSALS was played
 
     def rage(self) -> History:
         """Execute the timetable; at its end all faults are over."""
         begun = time.monotonic()
-        self.history.slow = self._world.took
+        self.history.took = self._world.took
         events: list[tuple[float, int, Fault, bool]] = []
         for number, fault in enumerate(self._faults):
             heapq.heappush(events, (fault.at, number, fault, True))
@@ -142,7 +158,7 @@ class Nemesis:
             while (left := begun + at - time.monotonic()) > 0:
                 time.sleep(min(left, 0.2))  # the timetable is kept by the clock
                 self._look_after_server()
-            self.history.slow = max(self.history.slow, time.monotonic() - begun - at)
+            self.history.behind.append((_boot(), time.monotonic() - begun - at))
             self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
             if begins:
                 self.history.counts[fault.kind] += 1
@@ -158,11 +174,19 @@ class Nemesis:
         """Be what a service manager is: it starts again what has ended."""
         server = self._world.server
         if not self._down and server is not None and (status := server.poll()) is not None:
-            last = self._world.log().splitlines()[-8:]  # it goes on to say how the disk is while it ends
-            # On a full disk it may refuse to start, and say so, and by its status.
-            if not (self._filled and status == 1 and _NO_DISK.search(str(last))):
-                self.history.deaths.append(f"the server ended by itself with status {status}: {last}")
+            if not self._has_refused(status):
+                last = self._world.log().splitlines()[-8:]
+                self.history.wrongs.append(f"the server ended by itself with status {status}: {last}")
             self._world.start_server()
+
+    def _has_refused(self, status: int) -> bool:
+        """Whether the server had a reason not to start, and said so, by its status too."""
+        last = "\n".join(
+            self._world.log().splitlines()[-8:]
+        )  # it goes on to say how the disk is while it ends
+        return status == 1 and any(
+            _boot() < until + SINCE and REFUSALS[kind].search(last) for kind, until in self._over.items()
+        )
 
     def _begin(self, fault: Fault) -> None:
         world = self._world
@@ -195,12 +219,17 @@ class Nemesis:
             case "clock":
                 world.clock.set(world.clock.offset + int(fault.what))
             case "disk":
-                self._filled = True
                 world.disk.fill(world.server)
+            case "lock":
+                self._operate(lambda: self._lock(fault.lasts))
+            case "backup":
+                self._operate(self._back_up)
             case "stop":
                 self._operate(self._stop_some_run)
+        now = _boot()
+        if fault.kind in REFUSALS:
+            self._over[fault.kind] = now + fault.lasts
         if fault.target in self._agents:
-            now = time.clock_gettime(time.CLOCK_BOOTTIME)
             self.history.away.append((fault.target, now, now + fault.lasts))
 
     def _end(self, fault: Fault) -> None:
@@ -214,11 +243,11 @@ class Nemesis:
                 try:
                     status = world.server.wait(PATIENCE)
                 except TimeoutExpired:
-                    self.history.deaths.append("the server did not end when it was told to")
+                    self.history.wrongs.append("the server did not end when it was told to")
                     world.kill_server()
                     status = 0
-                if status not in (0, -signal.SIGTERM):
-                    self.history.deaths.append(f"the server, told to end, did so with status {status}")
+                if status not in (0, -signal.SIGTERM) and not self._has_refused(status):
+                    self.history.wrongs.append(f"the server, told to end, did so with status {status}")
                 world.start_server()
                 self._down = False
             case "freeze server":
@@ -248,6 +277,23 @@ class Nemesis:
         with suppress(requests.RequestException):
             requests.post(url, params={"restart": "true"}, timeout=5)
 
+    def _lock(self, seconds: float) -> None:
+        """Somebody's backup holds the database."""
+        with suppress(sqlite3.OperationalError), closing(self._world.connect()) as db:
+            db.execute("BEGIN IMMEDIATE")
+            time.sleep(seconds)
+            db.rollback()
+
+    def _back_up(self) -> None:
+        """An operator copies the database while it is in use; each copy is whole."""
+        copy = self._world.directory / "backup.db"
+        copy.unlink(missing_ok=True)
+        if self._world.back_up(copy):
+            with closing(sqlite3.connect(copy)) as db:
+                damage = [text for (text,) in db.execute("PRAGMA integrity_check") if text != "ok"]
+            self.history.wrongs += [f"a backup is damaged: {text}" for text in damage]
+            self.history.backups += not damage
+
     def _stop_some_run(self) -> None:
         """An operator stops a run, and trusts the answer."""
         url = self._world.url
@@ -260,3 +306,7 @@ class Nemesis:
                     self.history.stopped.add(run_id)
         except (requests.RequestException, ValueError, KeyError):
             pass  # no answer: nothing was promised
+
+
+def _boot() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

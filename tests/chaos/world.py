@@ -257,6 +257,15 @@ class World(Client):
 
     # -- the database, as it is on disk ------------------------------------------------------------
 
+    def connect(self) -> sqlite3.Connection:
+        """To read and write, in transactions that are begun by hand."""
+        return sqlite3.connect(f"file:{self.database}?mode=rw", uri=True, timeout=30, isolation_level=None)
+
+    def back_up(self, target: Path) -> bool:
+        """`apsis backup`; whether it could."""
+        argv = [sys.executable, str(ROOT / "apsis.py"), "backup", "-d", str(self.database), str(target)]
+        return subprocess.run(argv, capture_output=True).returncode == 0
+
     def query(self, sql: str, *values: Any) -> list[Any]:
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=30)) as db:
             return db.execute(sql, values).fetchall()
