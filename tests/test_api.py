@@ -708,6 +708,9 @@ def test_output_says_whether_more_of_it_is_to_come(
     runs = site.make("slow")["run_id"]
     site.print(runs, [b"x"])
     assert said(runs) == (False, "false")
+    answer = site.get(f"/api/v1/runs/{run_id}/output/other")
+    assert answer.status_code == 503 and "is stored yet: try again" in answer.json()["error"]
+    assert site.get(f"/api/v1/runs/{runs}/output/other").status_code == 404
 
 
 def test_what_a_program_calls_its_output_is_never_a_web_page(site: Installation) -> None:

@@ -552,6 +552,21 @@ def test_output_of_a_run_that_has_none_is_an_error_beside_the_bytes(server: Serv
         assert re.fullmatch(r"error: .* \[API status: 404\]\n", done.stderr)
 
 
+def test_output_of_a_run_that_goes_on_is_said_to_be_a_part(server: Server, fifo: Fifo) -> None:
+    run_id = made(server, "schedule", "now", "echo", f"fifo={fifo.path}")
+    fifo.open()
+    fifo.write("one\n")
+    server.until_printed(run_id, b"one\n")
+    done = server.command("output", run_id)
+    assert (done.returncode, done.stdout) == (0, "one\n")
+    more = f"more output may come, which apsis output -f {run_id} waits for"
+    assert done.stderr == f"{run_id} is running: {more}\n"
+    fifo.close()
+    server.until(run_id, *ENDS)
+    done = server.command("output", run_id)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "one\n", "")
+
+
 def test_output_is_followed_to_the_end(server: Server, fifo: Fifo) -> None:
     run_id = made(server, "schedule", "now", "echo", f"fifo={fifo.path}")
     fifo.open()

@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import contract
 import pytest
 from installation import AGENT, PROGRAM, SLOW, Installation
+from server import PROGRAM as APSIS
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
@@ -305,6 +308,53 @@ def test_a_finished_output_of_any_size_is_delivered_and_the_stream_closed(site: 
     for query in ("", "?start=", "?start=x", "?start=-1"):
         with follow(site, f"/runs/{run_id}/output/output/updates{query}") as ws:
             assert list(parts(ws)) == []
+
+
+def test_a_stream_goes_on_after_the_verdict_until_the_output_is_on_disk(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_pending(run_id: str) -> bool:
+        with site.store.read() as reader:
+            return sum(output.length for output in reader.outputs(run_id)) % 10 != 0
+
+    monkeypatch.setattr(site.store, "has_pending", is_pending)
+    ended = site.make("noop")["run_id"]
+    site.print(ended, [b"one "])
+    ends = running(site)
+    site.print(ends, [b"one "])
+    for run_id in (ended, ends):
+        with follow(site, f"/runs/{run_id}/output/output/updates?start=0") as ws:
+            stream = parts(ws)
+            assert next(stream) == (0, b"one ", 4)
+            if run_id == ends:
+                site.post(f"/api/v1/runs/{run_id}/stop")
+                with follow(site, f"/runs/{run_id}/updates?init") as updates:
+                    while receive(updates).get("run", {}).get("state") != "success":
+                        pass
+            site.print(run_id, [b"two "], at=4)
+            assert next(stream) == (4, b"two ", 8)
+            site.print(run_id, [b"3\n"], at=8)
+            assert list(stream) == [(8, b"3\n", 10)]
+
+
+def test_the_output_command_waits_for_the_end_of_what_a_run_that_has_ended_printed(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = threading.Event()
+
+    def is_pending(run_id: str) -> bool:
+        asked.set()
+        with site.store.read() as reader:
+            return reader.outputs(run_id)[0].length < 10
+
+    monkeypatch.setattr(site.store, "has_pending", is_pending)
+    run_id = site.make("noop")["run_id"]
+    site.print(run_id, [b"one "])
+    argv = [sys.executable, APSIS, "--port", str(site.port), "output", run_id]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
+        assert asked.wait(60)
+        site.print(run_id, [b"two 3\n"], at=4)
+        assert command.communicate(timeout=60) == (b"one two 3\n", b"") and command.returncode == 0
 
 
 def test_without_a_start_only_new_output_is_told(site: Installation) -> None:

@@ -50,6 +50,8 @@ def test_the_description_has_every_route_and_nothing_else(site: Installation) ->
     listed = {(method.upper(), path) for path, found in described["paths"].items() for method in found}
     routed = {(m, r.pattern.replace("+}", "}")) for r in ROUTES for m in r.methods if m != "HEAD"}
     assert listed == routed
+    output = described["paths"]["/api/v1/runs/{run_id}/output/{output_id}"]["get"]["responses"]
+    assert all("X-Apsis-Complete" in output[status]["headers"] for status in ("200", "206"))
     names = [o["operationId"] for found in described["paths"].values() for o in found.values()]
     assert len(names) == len(set(names))
 

@@ -33,6 +33,7 @@ class Operation:
     query: tuple[tuple[str, Schema, str], ...] = ()  # name, schema, meaning
     body: str | None = None  # the schema of the request
     errors: tuple[int, ...] = ()  # statuses besides those that any request may meet
+    headers: tuple[tuple[str, Schema, str], ...] = ()  # of the answer: name, schema, meaning
 
 
 _MANY: Schema = {"type": "array", "items": TEXT}
@@ -223,7 +224,17 @@ OPERATIONS: dict[str, Operation] = {
     ),
     f"GET {_RUN}/outputs": Operation("A run's outputs.", "Outputs"),
     f"GET {_RUN}/output/{{output_id}}": Operation(
-        "An output: all of it, or a part by Range.", None, errors=(404, 416)
+        "An output: all of it, or a part by Range.",
+        None,
+        errors=(404, 416, 503),
+        headers=(
+            (
+                "X-Apsis-Complete",
+                {"enum": ["true", "false"]},
+                "whether all of the output was there when this was answered; false: the run goes on, or the"
+                " last of what it printed is about to be stored",
+            ),
+        ),
     ),
     f"GET {_RUN}/output/{{output_id}}/lines": Operation(
         "How many lines end in each stretch of an output, piece by piece.",
@@ -359,6 +370,10 @@ def _operation(route: Described, method: str, operation: Operation) -> dict[str,
         shape["responses"] = {"200": {"description": "done", "content": answer}}
         if operation.answer is None:
             shape["responses"]["206"] = {"description": "a part of it", "content": answer}
+        if operation.headers:
+            headers = {n: {"schema": schema, "description": words} for n, schema, words in operation.headers}
+            for done in ("200", "206"):
+                shape["responses"][done]["headers"] = headers
     for status in sorted({*operation.errors, 403, 500}):
         shape["responses"][str(status)] = {"$ref": f"#/components/responses/E{status}"}
     return shape

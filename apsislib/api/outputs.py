@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from apsislib.api.encoding import is_known
 from apsislib.api.message import Request, Response, failed, ok
 from apsislib.api.parts import Parts
-from apsislib.errors import BadRequest, NotFound
+from apsislib.errors import BadRequest, NotFound, Unavailable
 from apsislib.runs import run_number
 from apsislib.states import FINISHED
 from apsislib.store import OutputInfo
@@ -55,13 +55,17 @@ def all_outputs(parts: Parts, request: Request) -> Response:
 
 
 def find_output(parts: Parts, request: Request) -> tuple[str, OutputInfo]:
-    """(run ID, the output that the path names). Raises NotFound."""
+    """(run ID, the output that the path names). Raises NotFound; Unavailable if it is about to be stored."""
     run_id, output_id = request.params["run_id"], request.params["output_id"]
     info = None
     if run_number(run_id) is not None:
         with parts.store.read() as reader:
             info = reader.output_info(run_id, output_id)
     if info is None:
+        if parts.store.has_pending(run_id):
+            raise Unavailable(
+                f"nothing of output {output_id} of {run_id} is stored yet: try again in a second"
+            )
         raise NotFound(f"no output {output_id} for {run_id}")
     return run_id, info
 

@@ -250,7 +250,15 @@ SCHEMAS: dict[str, Schema] = {
             )
         ),
     ),
-    "Outputs": array(record(output_id=TEXT, output_len=WHOLE, name=TEXT, content_type=TEXT, complete=FLAG)),
+    "Outputs": array(
+        record(
+            output_id=TEXT,
+            output_len=WHOLE | {"description": "bytes that are stored"},
+            name=TEXT,
+            content_type=TEXT,
+            complete=FLAG | {"description": "whether no more is to come: see X-Apsis-Complete of an output"},
+        )
+    ),
     "OutputLines": record(
         length=WHOLE,
         start=WHOLE,

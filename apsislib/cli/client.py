@@ -6,9 +6,8 @@ import http.client
 import json
 import logging
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -87,13 +86,13 @@ class Client:
         with self._asked(method, path, query, body, patience) as response:
             return self._json(response)
 
-    def download(self, *path: str, start: int = 0) -> Iterator[bytes]:
-        """The bytes of an answer from `start` on, piece by piece. Raises ApiError, Trouble."""
-        extra = {"Range": f"bytes={start}-"} if start else {}
-        with self._asked("GET", path, (), None, ANSWER, extra) as response:
-            if response.status == 416:  # there is nothing beyond `start`
-                return
-            if response.status not in (200, 206):
+    def download(self, *path: str) -> Generator[bytes, None, tuple[int, bool]]:
+        """The bytes of an answer, piece by piece. Raises ApiError, Trouble.
+
+        It returns their number, and whether no more are to come, as the header X-Apsis-Complete says.
+        """
+        with self._asked("GET", path, (), None, ANSWER) as response:
+            if response.status != 200:
                 self._json(response)
             count = 0
             while piece := response.read1(PIECE):
@@ -104,6 +103,7 @@ class Client:
                     f"{self.address} ended the connection after {count} of"
                     f" {count + response.length} bytes; try again"
                 )
+            return count, response.headers.get("X-Apsis-Complete") != "false"
 
     def strange(self) -> Trouble:
         """What to raise when an answer has another form than ours."""
@@ -131,11 +131,10 @@ class Client:
         query: Iterable[tuple[str, str]],
         body: Any,
         patience: float,
-        extra: Mapping[str, str] = MappingProxyType({}),
     ) -> Iterator[http.client.HTTPResponse]:
         url = target(path, query)
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Accept": "*/*", "Accept-Encoding": "identity", **extra}
+        headers = {"Accept": "*/*", "Accept-Encoding": "identity"}
         if data is not None:
             headers["Content-Type"] = "application/json"
         connection = http.client.HTTPConnection(self.host, self.port, timeout=CONNECT)

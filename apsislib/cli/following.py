@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from apsislib.cli.client import Client
@@ -24,11 +24,27 @@ def output(args: Namespace, client: Client, terminal: Terminal) -> int:
         start = _length(client, args.run_id) if args.follow_new else 0
         pieces = live.output(client, args.run_id, OUTPUT, start)
     else:
-        pieces = client.download("v1", "runs", args.run_id, "output", OUTPUT)
+        pieces = _printed(args.run_id, client)
     for piece in pieces:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
     return 0
+
+
+def _printed(run_id: str, client: Client) -> Iterator[bytes]:
+    """What there is of an output; of a run that has ended, to its last byte. Says so if more is to come."""
+    count, complete = yield from client.download("v1", "runs", run_id, "output", OUTPUT)
+    if complete:
+        return
+    run = client.get("v1", "runs", run_id)["runs"][run_id]
+    if run["state"] not in FINISHED:
+        more = f"more output may come, which apsis output -f {run_id} waits for"
+        print(f"{run_id} is {run['state']}: {more}", file=sys.stderr)
+        return
+    # A verdict is on disk before the last megabytes of an output, which follow within a second.
+    from apsislib.cli import live
+
+    yield from live.output(client, run_id, OUTPUT, count)
 
 
 def _length(client: Client, run_id: str) -> int:

@@ -12,6 +12,7 @@ from apsislib.states import FINISHED
 from apsislib.store import Grew
 
 WINDOW = 2**20  # bytes of output of a frame
+LOOK = 1.0  # seconds; what ended is looked at so often where the rest of its output can't be written
 
 
 class OutputUpdates(Subscriber):
@@ -31,20 +32,26 @@ class OutputUpdates(Subscriber):
             raise NotFound(f"unknown run {self.run_id}")
         start = self._start()
         if run.state in FINISHED:
-            if start is not None:
-                self._send_to(self._length())
-            self.close(sockets.NORMAL)
+            self._end()
         if start is not None:
             self._send_to(self._length(), even_if_empty=True)
         while True:
             found = self.changes(PING)
             ended = any(isinstance(e, Save) and e.run.state in FINISHED for e in found)
-            if ended or any(
-                isinstance(e, Grew | Output) and e.output_id == self.params["output_id"] for e in found
-            ):
+            if ended:
+                self._end()
+            if any(isinstance(e, Grew | Output) and e.output_id == self.params["output_id"] for e in found):
                 self._send_to(self._length())
-            if ended or any(isinstance(e, Drop) for e in found):
+            if any(isinstance(e, Drop) for e in found):
                 self.close(sockets.NORMAL)
+
+    def _end(self) -> None:
+        """Send the rest and close. A verdict is told before the last megabytes of an output are on disk."""
+        while self.live.store.has_pending(self.params["run_id"]):
+            self._send_to(self._length())
+            self.changes(LOOK)
+        self._send_to(self._length())
+        self.close(sockets.NORMAL)
 
     def _start(self) -> int | None:
         for item in self.query:
