@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from apsislib import extensions
 from apsislib.conditions import parse_states
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, missing
 from apsislib.expectations import ALARMS
 from apsislib.extensions import if_json, on_text
 from apsislib.runs import Json, instance
@@ -92,7 +92,7 @@ def parse(mapping: Any, types: Mapping[str, str] = _NO_TYPES) -> Action:
     if not isinstance(mapping, Mapping):
         raise FieldError("an action must be a mapping with a type")
     if "type" not in mapping:
-        raise FieldError(f"missing type (known: {known})")
+        raise missing("type", mapping, what=f"missing type (known: {known})")
     kind = mapping["type"]
     states, alarms = _if_states(mapping.get("if")), _if_alarms(mapping.get("if"))
     path = extensions.path_of(kind, types, _KEYS)
@@ -115,7 +115,7 @@ def _email(
 ) -> EmailAction:
     for key in ("to", "from"):
         if mapping.get(key) is None:
-            raise FieldError(f"missing key: {key}")
+            raise FieldError(f"missing key: {key}", [key] if key in mapping else [])
     to = mapping["to"] if isinstance(mapping["to"], list) else [mapping["to"]]
     texts = {"from": mapping["from"], "subject": mapping.get("subject", "")}
     for key, value in [*(("to", address) for address in to), *texts.items()]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
-from apsislib.errors import BadRequest, FieldError
+from apsislib.errors import BadRequest, FieldError, missing
 from apsislib.runs import Args, Job, Json, Run, canonical, instance, record
 from apsislib.states import FINISHED, TRANSITIONS, State, reachable
 
@@ -416,7 +416,7 @@ def parse(mapping: Any, more: Iterable[str] = ()) -> Condition:
     if not isinstance(mapping, Mapping):
         raise FieldError("a condition must be a mapping with a type")
     if "type" not in mapping:
-        raise FieldError(f"missing type (known: {known_types})")
+        raise missing("type", mapping, what=f"missing type (known: {known_types})")
     kind = mapping["type"]
     if not isinstance(kind, str) or kind not in _PARSERS:
         raise FieldError(
@@ -441,8 +441,8 @@ def parse_states(value: Any, key: str) -> frozenset[State]:
     """The set of states that a state name or a list of them means."""
     try:
         return _states(value, key)
-    except ValueError as error:
-        raise FieldError(str(error), [key]) from None
+    except FieldError as error:
+        raise error.under(key) from None
 
 
 def _parse_dependency(m: Mapping[str, Any], enabled: Enabled) -> Dependency:
@@ -516,10 +516,11 @@ KINDS = frozenset(_PARSERS)
 def _states(value: Any, key: str) -> frozenset[State]:
     names: Sequence[Any] = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names:
-        raise ValueError(f"{key} must be a state or a list of states (known: {', '.join(TRANSITIONS)})")
-    for name in names:
-        if name not in TRANSITIONS:
-            raise ValueError(f"not a state: {name!r} (known: {', '.join(TRANSITIONS)})")
+        raise FieldError(f"{key} must be a state or a list of states (known: {', '.join(TRANSITIONS)})")
+    for i, name in enumerate(names):
+        if not isinstance(name, str) or name not in TRANSITIONS:
+            where = [] if names is not value else [i]
+            raise FieldError(f"not a state: {name!r} (known: {', '.join(TRANSITIONS)})", where)
     return frozenset(State(n) for n in names)
 
 

@@ -13,6 +13,7 @@ ApsisError            500   anything of ours that is nobody's fault at the door
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ApsisError(Exception):
@@ -41,6 +42,18 @@ class FieldError(BadRequest):
     def under(self, *keys: str | int) -> FieldError:
         """The same error, seen from a mapping that holds this one at `keys`."""
         return FieldError(self.message, keys + self.keys)
+
+
+def missing(key: str, mapping: Iterable[object], known: Iterable[object] = (), what: str = "") -> FieldError:
+    """The error that says that `mapping` has no `key`, or which of its keys may have been meant by it.
+
+    `known`: keys that have a meaning there. `what` is said instead of `missing key: KEY`.
+    """
+    strange = [str(name) for name in mapping if name not in set(known)]
+    near = get_close_matches(key, strange, 1, 0.75)
+    if near:
+        return FieldError(f"unexpected key: {near[0]} (did you mean {key}?)", near)
+    return FieldError(what or f"missing key: {key}")
 
 
 class JobError(BadRequest):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from apsislib import classes, times
 from apsislib import cron as crons
 from apsislib.calendars import Calendars
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, missing
 from apsislib.runs import Args, Occurrence, Schedule
 from apsislib.stops import Stop, StopDaytime, StopDuration, Stopped, words
 from apsislib.times import DAY, format_instant
@@ -76,6 +76,11 @@ class Own:
         return str(self.inner.words()) if hasattr(self.inner, "words") else str(self.inner)
 
 
+# Keys that mean something in one kind of schedule or another: they are not another key, misspelt.
+_KNOWN = {"type", "enabled", "args", "interval", "phase", "daytime", "time", "times", "tz", "calendar"}
+_KNOWN |= {"date_shift", "cal_shift", "dst_gap", "dst_fold", "start", "stop", "cron", "duration"}
+
+
 # -- reading mappings ------------------------------------------------------------------------------
 
 
@@ -97,7 +102,7 @@ class _Fields:
         self._taken.add(key)
         if key not in self.mapping:
             if default is None:
-                raise FieldError(f"missing key: {key}")
+                raise missing(key, self.mapping, _KNOWN)
             return default
         try:
             return convert(self.mapping[key])
@@ -156,12 +161,11 @@ def _parse_one(mapping: Any, calendars: Calendars, types: Mapping[str, str]) -> 
     if not fields.has("type"):
         beside = [str(key) for key in mapping if key not in ("start", "stop")]
         stray = fields.has("start") and isinstance(mapping["start"], Mapping) and beside
-        hint = (
-            f" (beside start and stop nothing may stand: move {' '.join(beside)} under start)"
-            if stray
-            else ""
-        )
-        raise FieldError(f"missing type{hint}")
+        if stray:
+            hint = f"beside start and stop nothing may stand: move {' '.join(beside)} under start"
+            error = missing("stop", beside, _KNOWN, f"missing type ({hint})")
+            raise FieldError(error.message, error.keys or beside[:1])
+        raise missing("type", mapping, _KNOWN, "missing type")
     kind = fields.take("type", str)
     enabled = fields.take("enabled", _enabled, True)
     args = fields.take("args", _args, dict[str, str]())
@@ -178,10 +182,10 @@ def _parse_one(mapping: Any, calendars: Calendars, types: Mapping[str, str]) -> 
 def _parse_interval(fields: _Fields, enabled: bool, args: Args) -> Schedule:
     interval = fields.take("interval", times.parse_duration)
     phase = fields.take("phase", times.parse_duration, 0.0)
-    if not 0 <= phase < interval:
-        raise FieldError("phase not between 0 and interval", ["phase" if fields.has("phase") else "interval"])
     if interval < SHORTEST:
         raise FieldError(f"interval shorter than {SHORTEST} s", ["interval"])
+    if not 0 <= phase < interval:
+        raise FieldError("phase not between 0 and interval", ["phase"])
     return Interval(interval=interval, phase=phase, enabled=enabled, args=args)
 
 
@@ -273,10 +277,12 @@ def _parse_stop(fields: _Fields) -> Stop:
     stop: Stop
     if kind == "duration":
         stop = StopDuration(fields.take("duration", times.parse_duration))
+        if stop.duration < 0:
+            raise FieldError(f"stops before it starts: {stop.duration} s", ["duration"])
     elif kind == "daytime":
         stop = StopDaytime(fields.take("daytime", times.parse_daytime), fields.take("tz", times.zone))
     elif kind is None:
-        raise FieldError("missing type")
+        raise missing("type", fields.mapping, _KNOWN, "missing type")
     else:
         raise FieldError(f"bad type: {kind} (known: duration, daytime)", ["type"])
     fields.done()

@@ -8,6 +8,7 @@ forward (a gap) or back (a fold) is decided here, in `placed`, and nowhere else.
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
@@ -172,19 +173,20 @@ def format_duration(seconds: float) -> str:
 # -- zones ---------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=2048)  # there are 600; ZoneInfo's own cache forgets zones that nobody holds
 def zone(name: str) -> Zone:
     """The zone of an IANA name, or `utc`.
 
     Raises ValueError, also for `local`: a job must mean the same on every machine.
     """
-    wrong = f"unknown time zone: {name} (write an IANA name such as America/New_York, or UTC)"
-    if not isinstance(name, str) or _NO_ZONE.fullmatch(name):
-        raise ValueError(wrong)
-    try:
-        return ZoneInfo("UTC" if name == "utc" else name)
-    except (ValueError, OSError, LookupError):
-        raise ValueError(wrong) from None
+    if isinstance(name, str) and not _NO_ZONE.fullmatch(name):
+        with suppress(ValueError, OSError, LookupError):
+            return _zone("UTC" if name == "utc" else name)
+    raise ValueError(f"unknown time zone: {name} (write an IANA name such as America/New_York, or UTC)")
+
+
+@lru_cache(maxsize=2048)  # there are 600; ZoneInfo's own cache forgets zones that nobody holds
+def _zone(name: str) -> Zone:
+    return ZoneInfo(name)
 
 
 def local(t: float, zone: Zone) -> tuple[date, float]:

@@ -506,18 +506,31 @@ def test_a_job_that_is_right_passes(checked):
     )
 
 
+def test_args_that_are_no_params_are_warned_of_where_they_stand(load):
+    one = load(a=NOOP + "params: [x]\nschedule:\n- {type: interval, interval: 1h, args: {x: 1,\n    y: 2}}\n")
+    assert one.warnings[0].endswith("a.yaml:5: schedule[0].args.y: the job has no such param (x); remove it")
+    start = "schedule:\n  start: {type: interval, interval: 1h, args: {y: 2}}\n"
+    other = load(a=NOOP + start)
+    said = "a.yaml:3: schedule.start.args.y: the job has no such param (none); remove it"
+    assert other.warnings[0].endswith(said)
+
+
 @pytest.mark.parametrize(
     "text, line, message",
     [
         (NOOP + "params: [date, x, y]\n" + DAILY % "", 3, "missing args (x, y) for job a"),
-        ("program: 'echo {{ x }}'\n" + DAILY % "", 2, "name 'x' is not defined"),
+        (
+            "program: 'echo {{ x }}'\n" + DAILY % "",
+            1,
+            "program.command: name 'x' is not defined (the job has no",
+        ),
         ("program: 'echo {{ x }}'\n", 1, "name 'x' is not defined"),
         ("program: 'echo {{ x'\n", 1, "unexpected"),
         ("program: 'echo ${#x}'\n", 1, "Missing end of comment tag"),
         ("program: 'echo {{ get_calendar(\"workdays\") }}'\n", 1, "no such calendar: workdays"),
         (
             "program: 'echo {{ Date(date) }}'\nparams: date\n" + DAILY % ", args: {date: x}",
-            3,
+            1,
             "can't parse as date",
         ),
         (NOOP + DAILY % ", enabled: false" + "params: [x]\n", 2, "missing args (x) for job a"),
@@ -532,7 +545,7 @@ def test_a_job_that_is_right_passes(checked):
             NOOP
             + DAILY % ", args: {r: z}"
             + "params: r\ncondition: {type: dependency, job_id: 'z{{ r }}'}\n",
-            2,
+            4,
             "unknown job ID in condition: zz",
         ),
         (NOOP + "condition: {type: max_running, job_id: zz}\n", 2, "unknown job ID in condition: zz"),
@@ -584,7 +597,7 @@ def test_both_kinds_of_check_are_always_made(checked):
     assert [m for _, _, m in found] == [
         "unknown job ID in action: zz",
         "missing arg in condition: param p of job j",
-        "no value for param p of job j",
+        "condition[0]: no value for param p of job j",
     ]
 
 
@@ -596,7 +609,7 @@ def test_a_schedule_that_fires_no_more_is_no_error_and_its_job_is_checked_all_th
     past = NOOP + "params: [x]\nschedule: {type: explicit, times: ['2020-01-01T00:00:00Z']}\n"
     assert not checked(a=past)
     [(_, line, message)] = checked(a=past + "condition: {type: dependency, job_id: '{{ y }}'}\n")
-    assert (line, message) == (4, "name 'y' is not defined")
+    assert (line, message) == (4, "condition[0].job_id: name 'y' is not defined (the job's params: x)")
 
 
 def test_what_depends_on_the_args_is_not_held_against_a_job_without_schedule(checked):

@@ -62,7 +62,7 @@ CRON = {"type": "cron", "cron": "0 9 * * *", "tz": "UTC"}
         ({"type": "dayly"}, "bad type: dayly (known: interval, daily,", ("type",)),
         ({"type": None}, "bad type: None", ("type",)),
         ({"type": "interval"}, "missing key: interval", ()),
-        ({"type": "interval", "interval": 0}, "phase not between 0 and interval", ("interval",)),
+        ({"type": "interval", "interval": 0, "phase": 0}, "interval shorter than", ("interval",)),
         ({"type": "interval", "interval": 60, "phase": 60}, "phase not between 0 and interval", ("phase",)),
         ({"type": "interval", "interval": 60, "phase": -1}, "phase not between 0 and interval", ("phase",)),
         ({"type": "interval", "interval": "inf"}, "can't parse as duration: inf", ("interval",)),
@@ -143,7 +143,19 @@ CRON = {"type": "cron", "cron": "0 9 * * *", "tz": "UTC"}
             "unexpected keys: tz",
             ("stop", "tz"),
         ),
-        ({"start": DAILY, "enabled": True}, "missing type (beside start and stop nothing may stand", ()),
+        ({"start": DAILY, "stopp": {}}, "unexpected key: stopp (did you mean stop?)", ("stopp",)),
+        (
+            {"start": DAILY, "stop": {"type": "duration", "duration": -5}},
+            "stops before",
+            ("stop", "duration"),
+        ),
+        ({"type": "cron", "cron": "0 9 * * *", "tz": {}}, "unknown time zone", ("tz",)),
+        ({"type": "interval", "intervall": 5}, "unexpected key: intervall (did you mean", ("intervall",)),
+        (
+            {"start": DAILY, "enabled": True},
+            "missing type (beside start and stop nothing may stand",
+            ("enabled",),
+        ),
     ],
 )
 def test_what_is_wrong_or_never_fires_is_refused_where_it_stands(mapping, said, keys):

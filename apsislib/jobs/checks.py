@@ -8,14 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from apsislib import binding, templates
-from apsislib.conditions import Binding, BoundDependency, Dependency
-from apsislib.errors import ApsisError, BadRequest, JobError
-from apsislib.jobs.sets import JobSet
+from apsislib.conditions import Binding, BoundDependency, Condition, Dependency
+from apsislib.errors import ApsisError, BadRequest, FieldError, JobError
+from apsislib.jobs.parsing import described
+from apsislib.jobs.sets import JobSet, Keys
 from apsislib.runs import Args, Job, Occurrence, Schedule, canonical, instance
+from apsislib.stops import Stopped
 from apsislib.times import DAY, format_duration, format_instant
 
 GetCalendar = Callable[[str], Any]
@@ -55,15 +58,15 @@ class _Checked:
         self.references("action", [a.to_json() for a in self.job.actions])
         self.references("condition", [c.to_json() for c in self.job.conditions])
         bound = [self.bind(i, schedule, now) for i, schedule in enumerate(self.job.schedules)]
-        tried: list[tuple[Any, tuple[str | int, ...]]] = [
+        tried: list[tuple[Any, Keys]] = [
             (action.to_json(), ("action", i)) for i, action in enumerate(self.job.actions)
         ]
         if not any(bound):
             tried.append((self.job.program.to_json(), ("program",)))
             tried += [(c.to_json(), ("condition", i)) for i, c in enumerate(self.job.conditions)]
         for json, keys in tried:
-            for text in _texts(json):
-                self.try_template(text, *keys)
+            for path, text in _texts(json, keys):
+                self.try_template(text, path)
         return list(self.found.values())
 
     def error(self, message: str, *keys: str | int) -> None:
@@ -89,10 +92,51 @@ class _Checked:
             return False
         try:
             args = scheduled_args(self.job, first)
+            binding.check_args(self.job, args)
+        except Exception as error:
+            of = (*keys, "start") if isinstance(schedule, Stopped) else keys
+            self.error(_said(error), *of, "args")
+            return True
+        try:
             binding.bind(self.job, args, None, self.find_job, self.get_calendar)
         except Exception as error:
-            self.error(_said(error), *keys)
+            place = self.culprit(args)
+            self.error(self.named(error, place) if place else _said(error), *(place or keys))
         return True
+
+    def culprit(self, args: Args) -> Keys | None:
+        """The part of the job that cannot be bound with these args, as closely as can be told."""
+        names = templates.names(args, None, self.job.job_id, self.get_calendar)
+
+        def expand(text: str) -> str:
+            return templates.expand(text, names)
+
+        to = Binding(self.job, args, "r0", expand, self.find_job)
+        parts: list[tuple[Keys, Any, Callable[[], Any]]] = [
+            (("program",), self.job.program, lambda: self.job.program.bind(expand))
+        ]
+        for i, condition in enumerate(self.job.conditions):
+            parts.append((("condition", i), condition, partial(_bound, condition, expand, to)))
+        for keys, part, bind in parts:
+            try:
+                bind()
+            except Exception as error:
+                for path, text in _texts(part.to_json(), keys):
+                    try:
+                        expand(text)
+                    except Exception as cause:
+                        if str(cause) == str(error):
+                            return path
+                return keys + (error.keys if isinstance(error, FieldError) else ())
+        return None
+
+    def named(self, error: Exception, keys: Keys) -> str:
+        """What to say of a part of the job: which one, what is wrong, and what could stand there."""
+        said = _said(error)
+        if isinstance(error, ApsisError) and said.endswith("is not defined"):
+            params = ", ".join(self.job.params)
+            said += f" (the job's params: {params})" if params else " (the job has no params)"
+        return said if said.startswith("unknown job ID") else described(FieldError(said, keys))
 
     def references(self, kind: str, parts: list[dict[str, Any]]) -> None:
         """Jobs that actions or conditions name without a template: they exist, and take these args."""
@@ -102,19 +146,20 @@ class _Checked:
                 continue
             target = self.jobs.get(job_id)
             if target is None:
-                self.error(f"unknown job ID in {kind}: {job_id}", kind, i)
+                self.error(f"unknown job ID in {kind}: {job_id}", kind, i, "job_id")
             elif (args := json.get("args")) is not None:  # max_running has none, and counts this job's
                 for param in sorted(set(target.params) - set(self.job.params) - set(args)):
                     self.error(f"missing arg in {kind}: param {param} of job {job_id}", kind, i)
                 for param in sorted(set(args) - set(target.params)):
-                    self.error(f"extraneous arg in {kind}: param {param} of job {job_id}", kind, i)
+                    text = f"extraneous arg in {kind}: param {param} of job {job_id}"
+                    self.error(text, kind, i, "args", param)
 
-    def try_template(self, text: str, *keys: str | int) -> None:
+    def try_template(self, text: str, keys: Keys) -> None:
         args = dict.fromkeys(self.job.params, MADE_UP)
         try:
             templates.check_syntax(text)
         except ApsisError as error:
-            self.error(_said(error), *keys)
+            self.error(self.named(error, keys), *keys)
             return
         try:
             templates.expand(text, templates.names(args, None, self.job.job_id, self.get_calendar))
@@ -122,7 +167,11 @@ class _Checked:
             said = _said(error)
             unknown = re.match(r"name '(\w+)' is not defined|no such calendar", said)
             if unknown and unknown[1] not in args and MADE_UP not in said:
-                self.error(said, *keys)
+                self.error(self.named(error, keys), *keys)
+
+
+def _bound(condition: Condition, expand: Callable[[str], str], to: Binding) -> Any:
+    return condition.bind(to) if condition.enabled(expand) else None
 
 
 def scheduled_args(job: Job, occurrence: Occurrence) -> dict[str, str]:
@@ -135,18 +184,21 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ApsisError | ValueError) else f"{type(error).__name__}: {error}"
 
 
-def _texts(json: Any) -> Iterator[str]:
-    """The texts with templates in a part of a job. `str` only repeats them for people."""
+def _texts(json: Any, keys: Keys) -> Iterator[tuple[Keys, str]]:
+    """(path, text) of the texts with templates in the part of a job at `keys`.
+
+    `str` only repeats them for people.
+    """
     if isinstance(json, str):
         if templates.has_template(json):
-            yield json
+            yield keys, json
     elif isinstance(json, Mapping):
         for key, value in json.items():
             if key != "str":
-                yield from _texts(value)
+                yield from _texts(value, (*keys, key))
     elif isinstance(json, list | tuple):
-        for value in json:
-            yield from _texts(value)
+        for i, value in enumerate(json):
+            yield from _texts(value, (*keys, i))
 
 
 class _Dependencies:

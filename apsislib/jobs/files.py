@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from apsislib import yamlio
 from apsislib.errors import JobError, JobErrors
 from apsislib.jobs.parsing import Kinds, Reading, described
-from apsislib.jobs.sets import JobSet, Lines
+from apsislib.jobs.sets import JobSet, Keys, Lines
 from apsislib.runs import Job
-from apsislib.yamlio import Map
+from apsislib.yamlio import Map, Seq
 
 SUFFIX = ".yaml"
 
@@ -31,9 +32,10 @@ def read_dir(path: Path | str, kinds: Kinds) -> tuple[JobSet, list[JobError]]:
     lines: dict[str, Lines] = {}
     warnings: list[str] = []
     errors: list[JobError] = []
+    shared: dict[Keys, Keys] = {}  # most files have the same keys
     for job_id, file in _files(root, errors):
         try:
-            job, where, doubtful = _read_file(job_id, file, kinds)
+            job, where, doubtful = _read_file(job_id, file, kinds, shared)
         except JobErrors as wrong:
             errors.extend(wrong.errors)
         else:
@@ -73,7 +75,19 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def _read_file(job_id: str, file: Path, kinds: Kinds) -> tuple[Job, Lines, list[str]]:
+def _lines(node: Map | Seq, key: Any, above: Keys = ()) -> Iterator[tuple[Keys, int]]:
+    """(path, line) of a key or item, and of all below it."""
+    keys = (*above, key)
+    yield keys, node.lines[key]
+    inner = node[key]
+    if isinstance(inner, Map | Seq):
+        for name in inner if isinstance(inner, Map) else range(len(inner)):
+            yield from _lines(inner, name, keys)
+
+
+def _read_file(
+    job_id: str, file: Path, kinds: Kinds, shared: dict[Keys, Keys]
+) -> tuple[Job, Lines, list[str]]:
     path = str(file)
     try:
         if not file.is_file() and file.exists():
@@ -92,7 +106,12 @@ def _read_file(job_id: str, file: Path, kinds: Kinds) -> tuple[Job, Lines, list[
             path,
             [JobError(path, yamlio.line_of(root, e.keys), described(e), job_id) for e in reading.errors],
         )
-    lines: dict[tuple[str | int, ...], int] = {(key,): line for key, line in root.lines.items()}
-    for name, keys in reading.places.items():
-        lines[name] = yamlio.line_of(root, keys) or 1
+    lines: dict[Keys, int] = {}
+    for name in root:
+        for keys, line in _lines(root, name):
+            lines[shared.setdefault(keys, keys)] = line
+    for place, keys in reading.places.items():
+        if place != keys:
+            inner = {keys_: line for keys_, line in lines.items() if keys_[: len(keys)] == keys}
+            lines |= {place + keys_[len(keys) :]: line for keys_, line in inner.items()}
     return job, lines, [f"{path}:{yamlio.line_of(root, e.keys)}: {described(e)}" for e in reading.doubts]

@@ -6,7 +6,7 @@ parsed by a function that the caller gives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from math import isfinite
@@ -14,7 +14,7 @@ from typing import Any
 
 from apsislib import actions, catchup, expectations, extensions, schedules
 from apsislib.calendars import Calendars
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, missing
 from apsislib.runs import Job, Program
 
 _KEYS = (
@@ -95,6 +95,7 @@ class Reading:
         parsed_conditions = self.each(mapping, "condition", self.condition)
         parsed_actions = self.each(mapping, "action", self.action)
         parsed_actions += self.each(mapping, "successors", actions.successor, "action", len(parsed_actions))
+        self.check_schedule_args(mapping.get("schedule"), params)
         metadata = self.attempt(_metadata, mapping.get("metadata"), "metadata") or {}
         expect = self.attempt(
             lambda value: expectations.parse(value, tuple(parsed_schedules)), mapping.get("expect"), "expect"
@@ -146,6 +147,18 @@ class Reading:
             self.errors.append(FieldError(f"must be true or false: {ad_hoc!r}", ["ad_hoc"]))
         elif ad_hoc and not self.ad_hoc:
             self.doubts.append(FieldError("has no meaning in a job file; remove it", ["ad_hoc"]))
+
+    def check_schedule_args(self, value: Any, params: Collection[str]) -> None:
+        """Args that a schedule gives to no param: they may be misspelt, and are dropped in silence."""
+        for i, item in enumerate(value if isinstance(value, list) else [value]):
+            keys: tuple[str | int, ...] = ("schedule", i) if isinstance(value, list) else ("schedule",)
+            if isinstance(item, Mapping) and isinstance(item.get("start"), Mapping) and "type" not in item:
+                keys, item = (*keys, "start"), item["start"]
+            args = item.get("args") if isinstance(item, Mapping) else None
+            for name in args if isinstance(args, Mapping) else ():
+                if str(name) not in params:
+                    said = f"the job has no such param ({', '.join(params) or 'none'}); remove it"
+                    self.doubts.append(FieldError(said, [*keys, "args", str(name)]))
 
     def attempt(self, parse: Callable[[Any], Any], value: Any, *keys: str | int) -> Any:
         """parse(value); None, and the error is noted, if that fails."""
@@ -199,7 +212,7 @@ class Reading:
         elif not isinstance(value, Mapping):
             raise FieldError(f"a program must be a mapping with a type: {value!r}")
         elif value.get("type") is None:
-            raise FieldError("missing type")
+            raise missing("type", value, what="missing type")
         program = self.kinds.program(value)
         now = program.to_json().get("type")
         kind = str(value["type"])

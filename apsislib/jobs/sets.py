@@ -13,7 +13,8 @@ from apsislib.errors import BadRequest, NotFound
 from apsislib.runs import Job
 
 # Where the parts of one job stand in its file: ("condition", 1) -> line.
-Lines = Mapping[tuple[str | int, ...], int]
+Keys = tuple[str | int, ...]  # the way to a part of a job: ("condition", 1, "job_id")
+Lines = Mapping[Keys, int]
 
 
 class NoMatch(NotFound):
