@@ -1,4 +1,5 @@
-# make run    sets up, and starts the server with the example jobs and an agent on this host
+# make run    sets up, and starts the server with the example jobs and an agent on this host;
+#             ARGS="--port 5001" are more of its options
 # make test   sets up, and runs every check
 # make stateful EXAMPLES=5000   throws random lives of a server at the kernel, for as long as it takes
 # make dist   makes dist/apsis.pyz, one file that any Python from 3.11 on runs, and a wheel
@@ -14,7 +15,7 @@ N ?= 60
 SOAK ?= 900
 
 run: .venv/installed
-	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent
+	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent $(ARGS)
 
 test: check
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -118,3 +120,44 @@ def test_a_port_in_use_is_a_sentence_and_exit_status_1(server: Server, tmp_path:
     done = subprocess.run([*argv, "--port", str(server.port)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and str(server.port) in done.stderr
+
+
+def test_make_run_is_ended_by_ctrl_c_but_its_programs_are_not(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    args = f"--port {server.port} --override database.path={tmp_path}/apsis.db"
+    argv = ["make", "--old-file", ".venv/installed", "run", f"ARGS={args}"]
+
+    def start() -> None:
+        with open(tmp_path / "server.log", "ab") as log:
+            server.process = subprocess.Popen(
+                argv, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        server.await_running()
+
+    def ctrl_c() -> None:
+        """What a terminal does: the signal goes to all that was started there."""
+        assert server.process is not None
+        os.killpg(server.process.pid, signal.SIGINT)
+        server.process.wait(60)
+
+    try:
+        start()
+        assert set(EXPECTED) <= {job["job_id"] for job in server.get("/jobs")}
+        command = f"echo begun; until [ -e {tmp_path}/go ]; do sleep 0.05; done; echo done"
+        run_id = server.schedule({"job": {"program": {"type": "procstar-shell", "command": command}}})
+        server.until_printed(run_id, b"begun\n")
+        ctrl_c()
+        log = server.log()
+        assert "Traceback" not in log and "KeyboardInterrupt" not in log, log
+        (tmp_path / "go").touch()
+        start()
+        assert server.until(run_id, *ENDS)["state"] == "success", server.messages(run_id)
+        assert server.output(run_id) == b"begun\ndone\n"
+        ctrl_c()
+        # At once: it would wait for a server to fetch what it knows of the last of the example jobs.
+        os.kill(json.loads((tmp_path / "apsis.db.agent.json").read_text())["pid"], signal.SIGKILL)
+    finally:
+        if server.process is not None and server.process.poll() is None:
+            os.killpg(server.process.pid, signal.SIGKILL)
+            server.process.wait(60)
+        server.end_agent()
