@@ -25,8 +25,8 @@ from apsislib.schedules import parse
 from apsislib.times import format_instant, parse_time
 from apsislib.yamlio import load
 
-PAGES = ("programs", "schedules", "operations", "agents")
-ARGS = {"date": "2026-06-05", "name": "world", "region": "eu"}
+PAGES = ("jobs", "programs", "schedules", "operations", "agents")
+ARGS = {"date": "2026-06-05", "name": "world", "region": "eu", "why": "all"}
 FENCE = re.compile(r"^```(\w+)(?: ([^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHOWN = 5  # instants under an example
 DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
@@ -46,9 +46,10 @@ def fences(page: str) -> list[tuple[str, str, str]]:
 
 def examples() -> list[Example]:
     return [
-        Example(f"{page}-{number}", promise, text)
+        Example(named or f"{page}-{number}", promise, text)
         for page in PAGES
-        for number, (language, promise, text) in enumerate(fences(page))
+        for number, (language, rest, text) in enumerate(fences(page))
+        for promise, _, named in [rest.partition(" as ")]  # `success as etl/load`
         if language == "yaml" and promise != "server"
     ]
 
