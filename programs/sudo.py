@@ -8,7 +8,9 @@ program is looked for below sudo, and signalled by a `kill` as its user, through
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import PurePath
 from signal import SIGKILL, SIGSTOP
 
@@ -82,6 +84,41 @@ class Signalling:
 
     def _run(self, argv: list[str], ended: Callable[[str | None, str], None]) -> None:
         Aside(self._agents, self._conn_id, argv, ended).start()
+
+
+class BySudo:
+    """The signals to one process that go through sudo, each on its way once at a time."""
+
+    def __init__(
+        self,
+        agents: Agents,
+        conn_id: str,
+        sudo: Sequence[str],
+        ended: Callable[[int, str | None], None],
+    ) -> None:
+        self._agents = agents
+        self._conn_id = conn_id
+        self._sudo = sudo
+        self._ended = ended  # is told the signal, and why it was not sent, or None
+        self._waiting: deque[int] = deque()
+        self._under_way: set[int] = set()
+
+    def put(self, signum: int) -> None:
+        """(any thread)"""
+        self._waiting.append(signum)
+
+    def send(self, pid: int) -> None:
+        """(the agent's thread) Send what waits; `pid`: sudo's number."""
+        while self._waiting:
+            signum = self._waiting.popleft()
+            if signum not in self._under_way:
+                self._under_way.add(signum)
+                ended = partial(self._sent, signum)
+                Signalling(self._agents, self._conn_id, self._sudo, signum, pid, ended).start()
+
+    def _sent(self, signum: int, failure: str | None) -> None:
+        self._under_way.discard(signum)
+        self._ended(signum, failure)
 
 
 def refusal(said: bytes) -> str | None:
