@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from chaos import kills
-from stage import MODES, START, Fault, Stage
+from faultpoints import MODES, Fault
+from stage import START, Stage
 
 from apsislib.runs import Connect, Launch, Send
 from apsislib.times import format_time
