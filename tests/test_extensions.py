@@ -392,8 +392,9 @@ def test_an_action_is_given_the_run_as_the_transition_left_it(server: Server) ->
     assert lines[0] == f"{run_id} writes {{'a': '1', 'where': '{path}'}} success"
     assert lines[1].startswith("['blue'] ['running', 'schedule', 'scheduled', 'starting', 'success'")
     assert lines[2].endswith("BoundProcstarProgram writes")
-    # Between the two, on a slow machine: that it waited for an agent, and that this made it late.
-    told = r"b'42\\n' \['scheduled: now', 'starting', .*'running', 'success'\]"
+    # In between, on a slow machine: that the server stood still just then, that the run waited for an agent,
+    # and that either made it late.
+    told = r"b'42\\n' \['scheduled: now', .*'starting', .*'running', 'success'\]"
     assert re.fullmatch(told, lines[3]), lines[3]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from apsislib.conditions import Const
 from apsislib.runs import Limits
 from apsislib.scheduler import Settings
 from apsislib.states import State
+from programs.noop import NoOp
 
 JOBS = {
     "noop": PROGRAM,
@@ -48,6 +49,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 def log(site: Installation, run_id: str) -> list[str]:
     return [entry["message"] for entry in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Of what nobody announces."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def runs(site: Installation, job_id: str, count: int) -> list[Any]:
@@ -243,5 +252,37 @@ def test_one_row_that_cannot_be_read_keeps_no_server_from_starting(tmp_path: Pat
         assert site.state(good) == "waiting"
         assert site.state(worse) == "error"
         assert site.get("/api/v1/health").status_code == 200
+    finally:
+        site.stop()
+
+
+def test_a_signal_that_overtakes_a_failing_disk_is_sent_once_though_it_recovers_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[str] = []
+    monkeypatch.setattr(NoOp, "signal", lambda self, run, host, signum, stop: sent.append(run.run_id))
+    site = Installation(tmp_path, {"slow": SLOW}).start()
+    run_id = site.make("slow")["run_id"]
+    database, aside = tmp_path / "apsis.db", tmp_path / "aside.db"
+    overtake, guard = site.driver._acting._overtake_locked, site.driver._guard
+
+    def recovering(effects: Any) -> None:
+        """The disk is whole again just as what it was to keep waiting is about to be done at once."""
+        aside.rename(database)
+        until(lambda: not site.store.braked)
+        site.driver._hands.programs.submit(lambda: None).result(60)
+        overtake(effects)
+
+    try:
+        database.rename(aside)
+        site.driver.note(run_id, "to be written")
+        until(lambda: site.store.braked)
+        guard.braked = recovering
+        site.post(f"/api/v1/runs/{run_id}/signal/USR1")
+        until(lambda: "sending SIGUSR1" in log(site, run_id))
+        site.driver._hands.programs.submit(lambda: None).result(60)
+        assert sent == [run_id]
+        # Else another effect, by and by at the same place in memory, would never be acted on.
+        assert not site.driver._acting._overtaken
     finally:
         site.stop()

@@ -67,6 +67,18 @@ def test_what_runs_fails_waits_and_comes_appears_by_itself(site: Installation, p
     expect(panel(page, "Waiting")).to_contain_text("Nothing is waiting.")
 
 
+def test_a_start_that_has_begun_makes_room_for_another(site: Installation, page: Page) -> None:
+    opened(page)
+    starts = panel(page, "Next starts").locator("li")
+    expect(starts).to_have_count(20)
+    links = starts.locator("a").evaluate_all("links => links.map((a) => a.getAttribute('href'))")
+    begun = next(link for link in links if link.startswith("/runs/"))
+    site.post(f"/api/v1{begun}/start")
+    expect(starts.locator(f"a[href='{begun}']")).to_have_count(0)
+    expect(starts).to_have_count(20)
+    site.post(f"/api/v1{begun}/stop")
+
+
 def test_a_late_run_stands_on_top(site: Installation, page: Page) -> None:
     opened(page)
     run_id = site.make("long")["run_id"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -16,8 +16,10 @@ from apsislib.errors import RunError
 from apsislib.runs import (
     Back,
     Finished,
+    Forget,
     Launched,
     Limits,
+    Lookup,
     Lost,
     Occurrence,
     Placed,
@@ -351,6 +353,14 @@ def test_no_agent_within_the_start_timeout_is_an_error(sim: Sim) -> None:
     assert sim.state(run_id) is State.STARTING
     sim.run_for(2)
     assert sim.log[run_id][-1] == "error: start failed: no connected agent in group: default"
+
+
+def test_whose_start_timed_out_is_forgotten(sim: Sim) -> None:
+    sim.add_job("job", program=SimProgram(limits=Limits(start_timeout=30)))
+    sim.on_launch, sim.keep_effects = lambda run: None, True
+    run_id = sim.schedule("job")
+    sim.run_for(31)
+    assert [e.run.run_id for e in sim.effects if isinstance(e, Forget)] == [run_id]
 
 
 def test_an_agent_away_for_too_long_is_an_error_and_one_that_returns_is_not(sim: Sim) -> None:
@@ -806,6 +816,21 @@ def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim)
     assert "stopping" in sim.log[run_id]
 
 
+def test_a_start_that_was_stopped_and_then_proves_not_sent_is_begun_nowhere_else(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER)
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job")
+    sim.settle()
+    now = sim.clock.wall(), sim.clock.boot()
+    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
+    sim.kernel.stop(run_id, *now)
+    sim.on_launch = None  # there is another agent
+    sim.kernel.report(run_id, Unplaced("agent c was lost before the start was sent to it"), *now)
+    sim.settle()
+    assert sim.state(run_id) is State.SKIPPED and "running" not in sim.log[run_id]
+    assert sim.log[run_id][-1] == "skipped: stopped before it was sent to an agent"
+
+
 @pytest.mark.parametrize(
     ("verb", "state", "message"),
     [
@@ -842,6 +867,42 @@ def test_marking_a_run_satisfies_dependencies_fires_actions_and_leaves_elapsed_a
     assert len(sim.runs("next")) == 1
     assert sim.rows[up].meta["elapsed"] == 10
     assert sim.log[up][-1] == "action scheduling" or "marked as success" in sim.log[up]
+
+
+@pytest.mark.parametrize("change", ["mark", "retire"])
+def test_what_was_asked_of_the_past_before_it_was_changed_is_asked_again(sim: Sim, change: str) -> None:
+    sim.add_job("up")
+    sim.add_job("down", conditions=(Dependency("up"),))
+    up = sim.schedule("up")
+    sim.settle()
+    sim.crash()  # what became of it is in the database alone
+    answers: list[Callable[[], None]] = []
+    look_up = sim._acts[Lookup]
+
+    def slow(lookup: Lookup) -> None:
+        states = set(sim.ended[lookup.key])
+        answers.append(lambda: sim.kernel.outcome(lookup.key, states))
+
+    sim._acts[Lookup] = slow
+    down = sim.schedule("down")
+    sim.settle()
+    sim._acts[Lookup] = look_up
+    if change == "mark":
+        sim.kernel.mark(sim.rows[up], State.FAILURE, sim.clock.wall())
+    else:
+        sim.kernel.retired({"up"})
+    sim.settle()
+    sim.ended.clear()  # as the database is now
+    [answer] = answers
+    answer()
+    sim.settle()
+    assert sim.state(down) is State.WAITING
+    later = sim.schedule("down")
+    sim.settle()
+    assert sim.state(later) is State.WAITING
+    sim.schedule("up")
+    sim.settle()
+    assert (sim.state(down), sim.state(later)) == (State.SUCCESS, State.SUCCESS)
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,11 @@ class Guard:
         effects = self.kernel.outbox
         if effects:
             self.kernel.outbox = []
-            self.ticket = self.store.put(effects)
             if self.store.braked:
+                # Before they are handed over: the disk may be whole again at any moment, and what has been
+                # done of them must be known by then.
                 self.braked(effects)
+            self.ticket = self.store.put(effects)
 
     def wake_timer_locked(self) -> None:
         """Something may be due that was not before."""

@@ -72,6 +72,10 @@ class Executing:
                 ledger.outbox.append(Send(run))
             case Unplaced(reason) if run.state is State.STARTING:
                 alarms.disarm(run_id, Alarm.RECONNECT)
+                if (run.run_state or {}).get("stop_asked"):
+                    ledger.note(run, wall, reason)
+                    self._drop_start(run, wall)
+                    return
                 rest = {k: v for k, v in (run.run_state or {}).items() if k not in ("conn_id", "agent")}
                 run = self._store_state(run, rest)
                 run = ledger.arm(run, Alarm.START, run.limits.start_timeout, wall, boot)
@@ -156,8 +160,12 @@ class Executing:
             self._store_state(run, {**(run.run_state or {}), "stop_asked": True})
             self._ledger.note(run, wall, "to be stopped as soon as it runs")
         else:
-            self._ledger.move(run, State.SKIPPED, wall, "skipped: stopped before it was sent to an agent")
-            self._ledger.outbox.append(Forget(run, run.run_state))
+            self._drop_start(run, wall)
+
+    def _drop_start(self, run: Run, wall: float) -> None:
+        """It is to end, and provably no agent has begun it."""
+        self._ledger.move(run, State.SKIPPED, wall, "skipped: stopped before it was sent to an agent")
+        self._ledger.outbox.append(Forget(run, run.run_state))
 
     def signal(self, run: Run, signum: int, wall: float, stop: bool) -> Run:
         name = signal_name(signum)
@@ -185,7 +193,8 @@ class Executing:
     def start_timed_out(self, run: Run, wall: float) -> None:
         group = (run.program or {}).get("group_id", "default")
         text = f"error: start failed: no connected agent in group: {group}"
-        self._ledger.move(run, State.ERROR, wall, text)
+        ended = self._ledger.move(run, State.ERROR, wall, text)
+        self._ledger.outbox.append(Forget(ended, run.run_state))
 
     # -- runs that are given up ------------------------------------------------------------------------
 

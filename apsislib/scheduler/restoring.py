@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from apsislib.conditions import seniority
-from apsislib.errors import ApsisError
 from apsislib.runs import Alarm, Connect, Launch, Run
 from apsislib.scheduler import lateness
 from apsislib.scheduler.gaps import Gaps, is_put_off
@@ -25,8 +24,9 @@ def restore(
     for run in sorted(runs, key=seniority):
         try:
             _restore(ledger, waiting, gaps, run, wall, boot)
-        except (ApsisError, LookupError, TypeError, ValueError) as error:
-            ledger.move(run, State.ERROR, wall, f"error: could not be restored: {error}", force=True)
+        except Exception as error:  # of a row that was written by who knows whom: it costs its run alone
+            text = f"error: could not be restored: {type(error).__name__}: {error}"
+            ledger.move(run.but(actions=()), State.ERROR, wall, text, force=True)
 
 
 def _restore(ledger: Ledger, waiting: Waiting, gaps: Gaps, run: Run, wall: float, boot: float) -> None:

@@ -143,8 +143,9 @@ class Outcomes:
 
     def __init__(self) -> None:
         self._known: OrderedDict[RunKey, frozenset[State]] = OrderedDict()
-        # Endings seen while a query is under way; its answer may be older than they are.
-        self._asked: dict[RunKey, set[State]] = {}
+        # Endings seen while a query is under way, whose answer may be older than they are; None: the past was
+        # changed meanwhile, so that the answer is worth nothing.
+        self._asked: dict[RunKey, set[State] | None] = {}
 
     def get(self, key: RunKey) -> frozenset[State] | None:
         found = self._known.get(key)
@@ -161,6 +162,8 @@ class Outcomes:
 
     def answer(self, key: RunKey, states: Iterable[State]) -> None:
         seen = self._asked.pop(key, set())
+        if seen is None:
+            return  # who waits for it asks again
         self._known[key] = (frozenset(states) & FINISHED) | seen
         self._known.move_to_end(key)
         if len(self._known) > REMEMBERED:
@@ -169,14 +172,17 @@ class Outcomes:
     def ended(self, key: RunKey, state: State) -> None:
         if key in self._known:
             self._known[key] |= {state}
-        if key in self._asked:
-            self._asked[key].add(state)
+        asked = self._asked.get(key)
+        if asked is not None:
+            asked.add(state)
 
     def forget_jobs(self, job_ids: Collection[str]) -> None:
         """Runs of these jobs have left the database: ask again."""
-        for key in [key for key in self._known if key[0] in job_ids]:
-            del self._known[key]
+        for key in [key for key in (*self._known, *self._asked) if key[0] in job_ids]:
+            self.forget(key)
 
     def forget(self, key: RunKey) -> None:
         """A mark or an archive changed the past: ask again."""
         self._known.pop(key, None)
+        if key in self._asked:
+            self._asked[key] = None

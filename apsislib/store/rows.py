@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apsislib.runs import Run, alarms, labels, quoted, run_number
+from apsislib.runs import Alarm, Run, alarms, labels, quoted, run_number
 from apsislib.states import State
 
 # What a run keeps from its making to its end, and what its transitions change. An update leaves the
@@ -50,6 +50,8 @@ _decode = json.JSONDecoder(parse_float=_finite, parse_constant=_no_number).decod
 
 _TEXT, _NUMBER, _MAPPING = frozenset({str}), frozenset({float, int}), frozenset({dict})
 _NONE = type(None)
+_NUMBER_OR_NONE = _NUMBER | {_NONE}
+_ALARMS = frozenset(kind.name for kind in Alarm)
 # Of metadata: name, what stands for it where it is not there, and what it may be.
 _META: list[tuple[str, Any, tuple[type, ...]]] = [
     ("job", None, (_NONE, dict)),
@@ -146,19 +148,39 @@ def _misshapen(run: Run, conds: Any, actions: Any) -> str | None:
         [type(meta.get(name, blank)) in kinds for name, blank, kinds in _META]
     ):
         return "meta"
+    if "expect" in meta and not _is_numbers(meta["expect"]):
+        return "meta"
     if program is not None and type(program) is not dict:
         return "program"
-    if run_state is not None and type(run_state) is not dict:
+    if run_state is not None and (type(run_state) is not dict or not _is_state(run_state)):
         return "run_state"
     for name, values in (("conds", conds), ("actions", actions)):
         if values and (type(values) is not list or not _MAPPING.issuperset(map(type, values))):
             return name
+    for action in run.actions:
+        when = action.get("if")
+        if when is not None and not (type(when) is dict and type(when.get("states") or []) is list):
+            return "actions"
     for cond in run.conds:
         if cond.get("type") == "dependency" and not (
             type(cond.get("job_id")) is str and type(cond.get("args")) is dict
         ):
             return "conds"
     return None
+
+
+def _is_state(run_state: dict[str, Any]) -> bool:
+    """Whether what the kernel keeps in a run_state is what it put there: it reckons with it."""
+    timers, signals = run_state.get("timers"), run_state.get("signals")
+    return (
+        (timers is None or (_is_numbers(timers) and _ALARMS.issuperset(timers)))
+        and (signals is None or (type(signals) is list and _TEXT.issuperset(map(type, signals))))
+        and _NUMBER_OR_NONE.issuperset((type(run_state.get("timed_out")), type(run_state.get("heard"))))
+    )
+
+
+def _is_numbers(value: Any) -> bool:
+    return type(value) is dict and _NUMBER.issuperset(map(type, value.values()))
 
 
 def is_instant(*values: Any) -> bool:

@@ -8,7 +8,7 @@ import { subscribe } from "./live.js";
 import { ACTIVE } from "./times.js";
 
 const MOST = 1000; // runs of a kind that are kept; beyond, they are only counted
-const SOON = 15; // starts to come, of the twenty that the server says, below which it is asked for more
+const NEXT = 20; // starts to come that the server says; where one has begun, it is asked for another
 const OFTEN = 3000; // ms between two questions for all of it
 const SELDOM = 60_000; // ms after which it is asked for though nothing is known to have changed
 
@@ -54,7 +54,7 @@ function put(run) {
   if (run.state !== "scheduled" && board.next.some((start) => start.run_id === run.run_id)) {
     board.next = board.next.filter((start) => start.run_id !== run.run_id);
     changed = true;
-    if (board.next.length < SOON) reloadSoon();
+    if (board.next.length < NEXT) reloadSoon();
   }
   if (ACTIVE.includes(run.state)) {
     if (run.state === "waiting" && !active.has(run.run_id)) reloadSoon(); // why?
@@ -64,7 +64,7 @@ function put(run) {
   }
   changed = active.delete(run.run_id) || changed;
   if (run.state === "scheduled" || run.state === "new") {
-    if (board.next.length < SOON || run.times.schedule < board.next.at(-1).time) reloadSoon();
+    if (board.next.length < NEXT || run.times.schedule < board.next.at(-1).time) reloadSoon();
     return;
   }
   const instance = instanceOf(run);
