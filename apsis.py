@@ -91,8 +91,8 @@ class Apsis:
         Raises JobErrors, BadRequest (config, database) or OSError (a port in use). `restart` is called
         when a client asks for the server's end: with True, it should be started again.
         """
-        import agent_server
         import programs
+        from agent_server import AgentServer
         from apsislib import jobs
         from apsislib.api import Parts, Server
         from apsislib.calendars import Calendars
@@ -103,6 +103,7 @@ class Apsis:
         from apsislib.feeds import Feed
         from apsislib.live import Live
         from apsislib.localagent import LocalAgent
+        from apsislib.ports import Port, ports
         from apsislib.samples import Samples
         from apsislib.scheduler import Settings
         from apsislib.store import Store
@@ -127,20 +128,20 @@ class Apsis:
 
         agent = config.procstar.agent
         self.local = None
-        listen, notes = agent_server.ports(agent.server) if agent.enable else ([], [])
+        listen, notes = ports(agent.server) if agent.enable else ([], [])
         for note in notes:
             log.warning("%s", note)
         if agent.local:
             self.local = LocalAgent(Path(f"{config.database.path}.agent.json"), nofile)
             me = self.local.identity
-            listen.append(agent_server.Port("127.0.0.1", me.port, me.token))
+            listen.append(Port("127.0.0.1", me.port, me.token))
 
         self.store = Store(config.database.path, clock, config.database.timeout)
         self.store.open()
         self.feed = Feed()
         self.agents = None
         if listen:
-            self.agents = agent_server.AgentServer(
+            self.agents = AgentServer(
                 listen,
                 clock,
                 reconnect_timeout=agent.connection.reconnect_timeout,

@@ -11,7 +11,8 @@ the kernel   scheduler: pure; its __init__.py names its rooms
 machinery    store, feeds, wire, sockets
 the engine   driver (the lock, the timer, the hands; its __init__.py says more), outside,
              reloads; upkeep; metrics, samples
-edges        api, live, shapes, pages, cli, agent, localagent, links
+edges        api, live, shapes, pages, cli, agent, localagent;
+             for agents that connect: links, roster, registering, ports
              (and at the top: programs, agent_server, apsis)
 by hand      offline: what operators do to the database file; moving: from other schedulers
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from raw_agent import PROC, RawAgent
 from websockets.frames import Frame, Opcode
 
-from agent_server import AgentServer, Port
+from agent_server import AgentServer
 from apsislib.clock import Deadline, WallClock
+from apsislib.ports import Port
 from apsislib.runs import Finished, Run
 from apsislib.states import State
 from programs import procstar

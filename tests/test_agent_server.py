@@ -19,11 +19,12 @@ from test_wire import FD_DATA, REGISTERED, SENT_BY_AGENT
 from websockets.exceptions import InvalidMessage
 
 import agent_server
-from agent_server import AgentServer, Port, ports
-from apsislib import wire
+from agent_server import AgentServer
+from apsislib import registering, roster, wire
 from apsislib.clock import Deadline, SimClock, WallClock
 from apsislib.config.keys import Server, Tls
 from apsislib.errors import BadRequest
+from apsislib.ports import Port, ports
 from apsislib.sockets import Strangers, strangers
 
 
@@ -311,7 +312,7 @@ def test_a_refused_agent_is_kept_for_a_while_before_it_may_try_again(serve, monk
 
 
 def test_who_does_not_register_in_time_is_closed(serve, monkeypatch, caplog):
-    monkeypatch.setattr(agent_server, "REGISTER", 0.2)
+    monkeypatch.setattr(registering, "REGISTER", 0.2)
     assert RawAgent(serve().address, register=False).closed() == 1000
     assert "no Register within 0.2 s" in caplog.text
 
@@ -574,7 +575,7 @@ def test_connections_that_came_went_and_were_refused_are_remembered_within_bound
         ("connected", "A", "node7"),
     ]
     assert "token" in server.history()[0]["reason"]
-    assert server._history.maxlen == agent_server.REMEMBERED
+    assert server._history.maxlen == roster.REMEMBERED
 
 
 def test_a_silent_agent_is_dropped_and_one_that_answers_pings_is_not(serve):

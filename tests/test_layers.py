@@ -75,13 +75,16 @@ FLOORS = {
     # edges
     "apsislib.shapes": 70,
     "apsislib.links": 70,
+    "apsislib.ports": 70,
+    "apsislib.registering": 70,
+    "apsislib.roster": 71,
     "apsislib.localagent": 71,
     "apsislib.api": 71,
     "apsislib.live": 71,
     "apsislib.cli": 71,
     "apsislib.agent": 71,
     "programs": 71,
-    "agent_server": 71,
+    "agent_server": 72,
     # above the edges
     "apsislib.offline": 72,
     "apsislib.moving": 73,
@@ -104,6 +107,7 @@ NEVER = {
     "apsislib.agent": {"apsislib.driver", "apsislib.scheduler", "apsislib.store", "apsislib.jobs"},
     "programs": {"apsislib.driver", "apsislib.scheduler", "apsislib.store"},
     "agent_server": {"apsislib.driver", "apsislib.scheduler", "apsislib.store"},
+    "apsislib.roster": {"apsislib.driver", "apsislib.scheduler", "apsislib.store"},
 }
 # From outside -> the only ones that may import it.
 DOORS = {

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_agent import RawAgent
 
-from agent_server import AgentServer, Port
+from agent_server import AgentServer
 from apsislib.clock import Deadline, SimClock, WallClock
 from apsislib.errors import FieldError
+from apsislib.ports import Port
 from apsislib.runs import Back, Finished, Lost, Placed, Remark, Run, Running, Unplaced, Update
 from apsislib.states import State
 from apsislib.wire import FdHead
