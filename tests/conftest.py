@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The files that take longest, the longest first. Begun as the last, each would have one worker busy while
+# the others are done already; xdist would begin those of the most tests, which are the quick ones.
+LONGEST = """
+chaos_plants ecs_life chaos nth_fault pages_runs agent_loss pages_today units clock_steps pages_jobs cli
+pages_run power_loss damage agent_cgroups pages_server faults networks pages_output localagent reload pages
+interfaces agent_life vacuum config_effects dist year exhaustion examples output_survives sudo command_line
+founding_document agent_versions downtime
+""".split()  # noqa: SIM905  A list would take a line for each.
+RANKS = {f"test_{name}.py": rank for rank, name in enumerate(LONGEST)}
+assert all((Path(__file__).parent / name).exists() for name in RANKS), "a file of LONGEST is no more"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: RANKS.get(item.path.name, len(RANKS)))
+
 
 @pytest.fixture
 def sim() -> Sim:
