@@ -18,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
 
 ROOT = Path(__file__).parent.parent
-TIMEOUT = 20.0  # seconds; only a failure takes so long
+TIMEOUT = 60.0  # seconds; only a failure takes so long
 STDOUT = ["stdout", {"capture": {"mode": "tempfile", "encoding": None, "attached": False}}]
 STDERR = ["stderr", {"dup": {"fd": 1}}]
 

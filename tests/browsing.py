@@ -72,8 +72,8 @@ def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """A page whose every error, refused script and request elsewhere fails the test."""
     context = browser.new_context(**{"base_url": url, "timezone_id": "Europe/Berlin", **options})
     page = context.new_page()
-    page.set_default_timeout(20_000)
-    expect.set_options(timeout=20_000)
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
     wrong: list[str] = []
 
     def hear(message: ConsoleMessage) -> None:
@@ -97,7 +97,7 @@ def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
 def until(page: Page, expression: str) -> None:
     """Wait for a JavaScript expression to be true. Not wait_for_function(), whose second look the page's CSP
     refuses to evaluate."""
-    deadline = Deadline(20)
+    deadline = Deadline(60)
     while not page.evaluate(expression):
         assert not deadline.passed(), expression
         page.wait_for_timeout(20)

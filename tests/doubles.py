@@ -11,7 +11,7 @@ from apsislib.clock import Clock, SimClock
 from apsislib.runs import Finished, Launched, Placed, Remark, Report, Run, Running, Unplaced, Update
 from apsislib.states import State
 
-TIMEOUT = 10.0  # seconds; only a failure takes so long
+TIMEOUT = 60.0  # seconds; only a failure takes so long
 
 R = TypeVar("R")
 

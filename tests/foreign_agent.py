@@ -168,7 +168,7 @@ class ForeignAgent:
             max_size=64 << 20,
             ping_interval=None,
             proxy=None,
-            open_timeout=10,
+            open_timeout=60,
         )
 
     def _serve(self, ws: ClientConnection) -> None:
@@ -180,7 +180,7 @@ class ForeignAgent:
         self._register["proc_ids"] = sorted(self._procs)
         self._register["shutdown_state"] = self._state
         ws.send(msgpack.packb(self._register))
-        first = ws.recv(timeout=10)
+        first = ws.recv(timeout=60)
         if first != msgpack.packb({"type": "Registered"}):
             self.damage.append(f"not Registered at first: {first!r}")
         self.connections += 1

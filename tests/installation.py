@@ -152,9 +152,9 @@ class Installation:
             self.driver.recover()
             self.driver.start()
             self.server.start()
-            assert self.driver.is_running.wait(10)
+            assert self.driver.is_running.wait(60)
             if any(job.schedules for job in self.driver.jobs.jobs.values()):
-                while not any(isinstance(event, Expect) for event in events.get(10)):
+                while not any(isinstance(event, Expect) for event in events.get(60)):
                     pass
         return self
 
@@ -163,10 +163,10 @@ class Installation:
             return
         self.stopped = True
         self.http.close()
-        left = self.server.stop(Deadline(5))
-        left += self.live.stop(Deadline(5))
-        left += self.driver.stop(Deadline(5))
-        assert self.store.close(Deadline(5))
+        left = self.server.stop(Deadline(60))
+        left += self.live.stop(Deadline(60))
+        left += self.driver.stop(Deadline(60))
+        assert self.store.close(Deadline(60))
         assert left == []
         assert self.deaths == []
 
@@ -185,7 +185,7 @@ class Installation:
         return f"ws://127.0.0.1:{self.port}/api/v1"
 
     def get(self, path: str, **options: Any) -> requests.Response:
-        return self.http.get(self.url + path, timeout=10, **options)
+        return self.http.get(self.url + path, timeout=60, **options)
 
     def post(self, path: str, json: Any = None, **options: Any) -> requests.Response:
         return self.http.post(self.url + path, json=json, timeout=30, **options)
@@ -207,7 +207,7 @@ class Installation:
         for piece in pieces:
             self.store.put_output(run_id, "output", at, piece, **options)
             at += len(piece)
-        while not any(getattr(event, "length", None) == at for event in subscription.get(10)):
+        while not any(getattr(event, "length", None) == at for event in subscription.get(60)):
             pass
         subscription.close()
 

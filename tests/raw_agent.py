@@ -9,7 +9,7 @@ import msgpack
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-TIMEOUT = 10.0  # seconds; only a failure takes so long
+TIMEOUT = 60.0  # seconds; only a failure takes so long
 
 PROC = {
     "pid": 4120,

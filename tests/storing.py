@@ -13,7 +13,7 @@ from apsislib.runs import Run
 from apsislib.states import State
 from apsislib.store import Grew, Store
 
-PATIENCE = 20.0  # s; for what takes milliseconds
+PATIENCE = 60.0  # s; for what takes milliseconds
 
 
 class Told:

@@ -192,7 +192,7 @@ class Heard:
 
     def wait(self, number: int) -> None:
         with self._changed:
-            assert self._changed.wait_for(lambda: number in self._numbers, 20)
+            assert self._changed.wait_for(lambda: number in self._numbers, 60)
 
     def poll(self, now: float) -> float | None:
         return None
@@ -207,12 +207,12 @@ def server() -> Iterator[AgentServer]:
     server.start()
     server.restored()
     yield server
-    assert server.stop(Deadline(10)) == []
+    assert server.stop(Deadline(60)) == []
 
 
 def attack(server: AgentServer, sent: bytes, sizes: list[int]) -> None:
     """Connect, say all that in pieces of these sizes, one after the other for ever, and leave."""
-    with socket.create_connection(server.address, timeout=20) as sock, suppress(OSError):
+    with socket.create_connection(server.address, timeout=60) as sock, suppress(OSError):
         # All at once where it does not matter: the server may have ended the connection meanwhile.
         at = 0
         for index in range(len(sent)):

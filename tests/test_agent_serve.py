@@ -27,12 +27,12 @@ def url() -> Iterator[str]:
 
 
 def start(url: str, **specs: Any) -> requests.Response:
-    return requests.post(url, json={"specs": specs}, timeout=10)
+    return requests.post(url, json={"specs": specs}, timeout=60)
 
 
 def ended(url: str, proc_id: str) -> dict[str, Any]:
     while True:
-        res: dict[str, Any] = requests.get(f"{url}/{proc_id}", timeout=10).json()["data"]
+        res: dict[str, Any] = requests.get(f"{url}/{proc_id}", timeout=60).json()["data"]
         if res["status"] is not None:
             return res
 
@@ -46,20 +46,20 @@ def error(response: requests.Response) -> tuple[int, str]:
 def test_a_program_is_started_looked_at_and_deleted(url: str) -> None:
     assert start(url, p=CAPTURED).status_code == 200
     assert ended(url, "p")["status"]["exit_code"] == 0
-    assert list(requests.get(url, timeout=10).json()["data"]) == ["p"]
-    output = requests.get(f"{url}/p/output/stdout/data", timeout=10)
+    assert list(requests.get(url, timeout=60).json()["data"]) == ["p"]
+    output = requests.get(f"{url}/p/output/stdout/data", timeout=60)
     assert output.content == b"hi\n" and output.headers["Content-Type"] == "application/octet-stream"
-    assert requests.delete(f"{url}/p", timeout=10).json() == {"data": None}
-    assert error(requests.get(f"{url}/p", timeout=10))[0] == 404
+    assert requests.delete(f"{url}/p", timeout=60).json() == {"data": None}
+    assert error(requests.get(f"{url}/p", timeout=60))[0] == 404
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "term", "15"])
 def test_a_program_is_signalled_by_name_or_number(url: str, name: str) -> None:
     start(url, s=SLEEPING)
-    assert error(requests.delete(f"{url}/s", timeout=10)) == (400, "process running: s")
-    assert requests.post(f"{url}/s/signals/{name}", timeout=10).status_code == 200
+    assert error(requests.delete(f"{url}/s", timeout=60)) == (400, "process running: s")
+    assert requests.post(f"{url}/s/signals/{name}", timeout=60).status_code == 200
     assert ended(url, "s")["status"]["signal"] == "SIGTERM"
-    requests.delete(f"{url}/s", timeout=10)
+    requests.delete(f"{url}/s", timeout=60)
 
 
 def test_what_cannot_be_done_is_said_with_a_status(url: str) -> None:
@@ -73,18 +73,18 @@ def test_what_cannot_be_done_is_said_with_a_status(url: str) -> None:
         ("GET", "/nobody/signals/SIGTERM", 405),
         ("POST", "/nobody/signals/SIGNOT", 400),
     ]:
-        assert error(requests.request(method, url + path, timeout=10))[0] == status, (method, path)
+        assert error(requests.request(method, url + path, timeout=60))[0] == status, (method, path)
     assert error(start(url, p={"argv": []}))[0] == 400
     text = {"Content-Type": "text/plain"}
-    assert error(requests.post(url, data=b'{"specs": {}}', headers=text, timeout=10))[0] == 400
+    assert error(requests.post(url, data=b'{"specs": {}}', headers=text, timeout=60))[0] == 400
     for body in (b"{", b"[]", b"{}", b'{"specs": 1}', b"[" * 100_000):
         header = {"Content-Type": "application/json"}
-        assert error(requests.post(url, data=body, headers=header, timeout=10))[0] == 400
+        assert error(requests.post(url, data=body, headers=header, timeout=60))[0] == 400
 
 
 def test_no_page_of_another_origin_and_no_rebound_name_may_ask(url: str) -> None:
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}, {"Origin": "null"}):
-        assert error(requests.post(f"{url}/p/signals/9", headers=headers, timeout=10))[0] == 403
+        assert error(requests.post(f"{url}/p/signals/9", headers=headers, timeout=60))[0] == 403
 
 
 def test_large_output_and_pipelined_requests_arrive_whole(url: str) -> None:
@@ -99,7 +99,7 @@ def test_large_output_and_pipelined_requests_arrive_whole(url: str) -> None:
         while data := sock.recv(1 << 20):
             received += len(data)
     assert 10_000_000 < received < 10_001_000
-    requests.delete(f"{url}/big", timeout=10)
+    requests.delete(f"{url}/big", timeout=60)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_large_output_and_pipelined_requests_arrive_whole(url: str) -> None:
 def test_a_request_that_cannot_be_read_ends_its_connection(url: str, raw: bytes, status: bytes) -> None:
     port = int(url.split(":")[2].split("/")[0])
     with socket.create_connection(("127.0.0.1", port)) as sock:
-        sock.settimeout(10)
+        sock.settimeout(60)
         sock.sendall(raw)
         answer = b""
         while data := sock.recv(65536):
@@ -133,7 +133,7 @@ def test_changes_by_http_are_told_to_the_server() -> None:
         url = f"http://127.0.0.1:{port}/procs"
         start(url, p=CAPTURED)
         assert link.final("p")["status"]["exit_code"] == 0
-        requests.delete(f"{url}/p", timeout=10)
+        requests.delete(f"{url}/p", timeout=60)
         link.wait("ProcDelete", proc_id="p")
     finally:
         agent.kill()

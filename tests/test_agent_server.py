@@ -119,7 +119,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., AgentServer
 
     yield start
     for server in servers:
-        assert server.stop(Deadline(10)) == []
+        assert server.stop(Deadline(60)) == []
 
 
 # -- registration ----------------------------------------------------------------------------------
@@ -651,7 +651,7 @@ def test_stopping_the_server_closes_agents_and_tells_no_run_that_its_agent_is_lo
     watcher.wait("registered", False)
     closer = threading.Thread(target=agent.closed)
     closer.start()
-    assert server.stop(Deadline(10)) == []
+    assert server.stop(Deadline(60)) == []
     closer.join(TIMEOUT)
     assert ("lost",) not in watcher.told
 
@@ -761,7 +761,7 @@ def test_a_scanner_does_not_fill_the_log_nor_the_history(serve, caplog):
         refused.register(access_token="wrong")
         refused.closed()
     assert len(server.history()) == 0  # there were enough about this address already
-    assert server.stop(Deadline(10)) == []
+    assert server.stop(Deadline(60)) == []
     said = [r.getMessage() for r in caplog.records if "127.0.0.1" in r.getMessage() and "may" not in r.msg]
     assert len(said) == strangers.EACH + 1
     assert all(text.isprintable() for text in said)
@@ -773,7 +773,7 @@ def test_what_a_stranger_says_as_it_leaves_stays_in_its_line(serve, caplog):
     caplog.set_level(logging.INFO)
     agent = RawAgent(server.address, register=False)
     agent.ws.close(1000, "bye\n2026-11-27T10:00:00 apsis I all is well")
-    assert server.stop(Deadline(10)) == []
+    assert server.stop(Deadline(60)) == []
     [said] = [r.getMessage() for r in caplog.records if "left before it registered" in r.getMessage()]
     assert "\n" not in said and r"bye\n2026" in said
 

@@ -792,7 +792,7 @@ def answering() -> Iterator[Callable[[bytes | None], int]]:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s"

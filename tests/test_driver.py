@@ -60,7 +60,7 @@ def until(site: Installation, job_id: str, state: str, count: int = 1) -> list[s
                 found = [r.run_id for r in reader.runs(job_id=job_id, states=[State(state)])]
             if len(found) >= count:
                 return found
-            assert events.get(20), f"no {count} runs of {job_id} in {state}"
+            assert events.get(60), f"no {count} runs of {job_id} in {state}"
 
 
 def test_scheduled_runs_are_made_although_the_disk_refused_run_ids_at_first(site: Installation) -> None:
@@ -142,7 +142,7 @@ def test_a_run_that_leaves_the_expected_ones_is_listed_as_such_until_it_is_on_di
             other.execute("ROLLBACK")
     with site.feed.subscribe() as events:
         while site.state(run_id) != "success":
-            assert events.get(20)
+            assert events.get(60)
     assert run_id not in leaving
 
 
@@ -168,12 +168,12 @@ def test_a_commit_that_hangs_is_an_ailment(site: Installation, monkeypatch: pyte
 
     def hang(batch: Any) -> Any:
         entered.set()
-        go.wait(20)
+        go.wait(60)
         return commit(batch)
 
     site.store._commit = hang  # type: ignore[method-assign]
     try:
-        assert entered.wait(20)  # `tick` is due every second
+        assert entered.wait(60)  # `tick` is due every second
         while not (found := site.driver.ailments()):
             pass
         assert re.fullmatch(r"a commit has been under way for \d+ s: the disk or a lock", found[0]), found

@@ -51,7 +51,7 @@ def test_gzip_is_sent_only_to_who_says_that_it_reads_it(header: str, accepted: b
 @pytest.mark.parametrize("path", ["/api/v1/jobs", "/api/v1/openapi.json", "/static/lib/live.js"])
 def test_large_answers_come_in_gzip(site: Installation, path: str) -> None:
     plain = site.get(path, headers={"accept-encoding": "identity"})
-    packed = requests.get(site.url + path, headers={"accept-encoding": "gzip"}, stream=True, timeout=10)
+    packed = requests.get(site.url + path, headers={"accept-encoding": "gzip"}, stream=True, timeout=60)
     raw = packed.raw.read(decode_content=False)
     assert packed.headers["content-encoding"] == "gzip" and gzip.decompress(raw) == plain.content
     assert packed.headers["content-length"] == str(len(raw)) and len(raw) < len(plain.content) / 2
@@ -106,12 +106,12 @@ def test_a_download_goes_on_if_the_output_is_the_same(site: Installation) -> Non
     run_id = site.make("slow")["run_id"]
     site.print(run_id, [b"0123456789"])
     url = f"{site.url}/api/v1/runs/{run_id}/output/output"
-    first = requests.get(url, timeout=10)
+    first = requests.get(url, timeout=60)
     tag = first.headers["etag"]
-    assert requests.get(url, headers={"if-none-match": tag}, timeout=10).status_code == 304
-    part = requests.get(url, headers={"range": "bytes=4-", "if-range": tag}, timeout=10)
+    assert requests.get(url, headers={"if-none-match": tag}, timeout=60).status_code == 304
+    part = requests.get(url, headers={"range": "bytes=4-", "if-range": tag}, timeout=60)
     assert (part.status_code, part.content) == (206, b"456789")
     site.print(run_id, [b"abc"], at=10)
-    whole = requests.get(url, headers={"range": "bytes=4-", "if-range": tag}, timeout=10)
+    whole = requests.get(url, headers={"range": "bytes=4-", "if-range": tag}, timeout=60)
     assert (whole.status_code, whole.content) == (200, b"0123456789abc")
-    assert requests.get(url, headers={"if-none-match": tag}, timeout=10).status_code == 200
+    assert requests.get(url, headers={"if-none-match": tag}, timeout=60).status_code == 200

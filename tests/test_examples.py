@@ -56,7 +56,7 @@ def test_the_examples_are_right() -> None:
 @pytest.mark.parametrize("job_id", EXPECTED)
 def test_an_example_comes_to_its_end(server: Server, job_id: str) -> None:
     state, output = EXPECTED[job_id]
-    params = requests.get(f"{server.url}/jobs/{job_id}", timeout=20).json()["params"]
+    params = requests.get(f"{server.url}/jobs/{job_id}", timeout=60).json()["params"]
     body: dict[str, Any] = {"job_id": job_id, "args": {p: ARGS[p] for p in params}}
     if job_id == "nightly-report":  # waits for it
         server.until(server.schedule({"job_id": "nightly-load", "args": body["args"]}), *ENDS)
@@ -73,7 +73,7 @@ def test_output_can_be_seen_while_the_program_runs(server: Server) -> None:
     run_id = server.schedule({"job": {"program": program}})
     server.until(run_id, "running")
     server.until_printed(run_id, b"first\n")
-    assert requests.post(f"{server.url}/runs/{run_id}/stop", timeout=20).status_code == 200
+    assert requests.post(f"{server.url}/runs/{run_id}/stop", timeout=60).status_code == 200
     server.until(run_id, *ENDS)
 
 

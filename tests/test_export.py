@@ -89,9 +89,9 @@ def test_only_a_few_files_are_made_at_once_and_a_client_that_leaves_frees_its_pl
     with parts.files.take(), parts.files.take(), parts.files.take():
         refused = site.get("/api/v1/export/runs")
         assert refused.status_code == 503 and "try again" in refused.json()["error"]
-    with site.http.get(site.url + "/api/v1/export/runs", stream=True, timeout=10) as answer:
+    with site.http.get(site.url + "/api/v1/export/runs", stream=True, timeout=60) as answer:
         next(answer.iter_content(1))
-    site.http.head(site.url + "/api/v1/export/runs", timeout=10)
+    site.http.head(site.url + "/api/v1/export/runs", timeout=60)
     ended = threading.Event()
     while parts.files._taken:
         ended.wait(0.01)

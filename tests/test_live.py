@@ -44,7 +44,7 @@ def follow(site: Installation, path: str, **options: Any) -> ClientConnection:
 
 
 def receive(ws: ClientConnection) -> Any:
-    frame = json.loads(ws.recv(timeout=10))
+    frame = json.loads(ws.recv(timeout=60))
     kind = "SummaryFrame" if isinstance(frame, list) else "RunFrame"
     if len(frame) <= 100:
         contract.complain(f"#/components/schemas/{kind}", frame)
@@ -238,7 +238,7 @@ def test_without_init_updates_of_a_run_tell_only_what_happens(site: Installation
 @pytest.mark.parametrize("path", ["updates?init", "updates", "output/output/updates?start=0"])
 def test_streams_of_a_run_that_is_not_close_in_order(site: Installation, run_id: str, path: str) -> None:
     with follow(site, f"/runs/{run_id}/{path}") as ws, pytest.raises(ConnectionClosedOK) as closed:
-        ws.recv(timeout=10)
+        ws.recv(timeout=60)
     assert closed.value.rcvd is not None and closed.value.rcvd.code == 1000
 
 
@@ -249,7 +249,7 @@ def test_an_expected_run_that_a_reload_drops_ends_its_stream(site: Installation)
         (site.job_dir / "every.yaml").unlink()
         site.post("/api/control/reload_jobs?dry_run=False")
         with pytest.raises(ConnectionClosedOK):
-            ws.recv(timeout=10)
+            ws.recv(timeout=60)
 
 
 # -- an output -------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def parts(ws: ClientConnection) -> Iterator[tuple[int, bytes, int]]:
     """(offset, data, length of the whole) of each frame until the stream is closed in order."""
     while True:
         try:
-            frame = ws.recv(timeout=10)
+            frame = ws.recv(timeout=60)
         except ConnectionClosedOK:
             return
         assert isinstance(frame, bytes)
@@ -370,7 +370,7 @@ def test_a_follower_goes_on_where_it_was_and_is_told_where_that_is(site: Install
     run_id = running(site)
     site.print(run_id, [b"0123456789"])
     with follow(site, f"/runs/{run_id}/output/output/updates?start=10") as ws:
-        frame = ws.recv(timeout=10)
+        frame = ws.recv(timeout=60)
         assert isinstance(frame, bytes) and b"bytes=10-9/10" in frame
         site.print(run_id, [b"ab"], at=10)
         assert next(parts(ws)) == (10, b"ab", 12)
@@ -411,7 +411,7 @@ def upgraded(site: Installation, path: str, buffer: int = 4096) -> socket.socket
     """A WebSocket by hand, which will not read."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
-    sock.settimeout(10)
+    sock.settimeout(60)
     sock.connect(("127.0.0.1", site.port))
     key = base64.b64encode(os.urandom(16)).decode()
     sock.sendall(
@@ -460,7 +460,7 @@ def test_a_large_output_waits_for_its_reader_in_bounded_memory(
     for _ in range(100):
         assert subscriber.connection.pending < 8_000_000
         threading.Event().wait(0.002)
-    sock.settimeout(10)
+    sock.settimeout(60)
     total = 0
     while piece := sock.recv(1_000_000):
         total += len(piece)
@@ -493,7 +493,7 @@ def test_stopping_says_goodbye_to_everybody(tmp_path: Path, monkeypatch: pytest.
     def read() -> None:
         try:
             while True:
-                ws.recv(timeout=10)
+                ws.recv(timeout=60)
         except ConnectionClosed as end:
             closed.append(end.rcvd.code if end.rcvd else 0)
 
@@ -517,5 +517,5 @@ def test_what_a_subscriber_says_is_ignored_up_to_a_limit(
         with pytest.raises(ConnectionClosed):
             ws.send("x" * 3_000_000)
             while True:
-                ws.recv(timeout=10)
+                ws.recv(timeout=60)
     assert Deadline(1).left() and site.get("/api/v1/alive").ok

@@ -114,7 +114,7 @@ def test_scheduled_runs_are_counted_by_how_late_they_begin(site: Installation) -
     run = site.make("noop", times={"schedule": format_time(site.clock.wall() + 0.3)})
     with site.feed.subscribe(run["run_id"]) as events:
         while site.state(run["run_id"]) != "success":
-            assert events.get(20)
+            assert events.get(60)
     found = scraped(site)
     assert of(found, "apsis_start_lateness_seconds_count") == 1
     assert of(found, "apsis_start_lateness_seconds_bucket", le="+Inf") == 1

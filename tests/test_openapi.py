@@ -130,7 +130,7 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         assert site.get(path).status_code == 200, path
     assert site.get(f"{run}/output/output", headers={"range": "bytes=1-2"}).content == b"ri"
     # (a no-op has no process to be sent a signal)
-    assert site.http.put(f"{site.url}{run}/signal/TERM", timeout=10).status_code in (200, 400)
+    assert site.http.put(f"{site.url}{run}/signal/TERM", timeout=60).status_code in (200, 400)
     assert site.post(f"{run}/signal/TERM").status_code in (200, 400)
     for method, path in (
         ("post", f"/api/v1/runs/{waits}/start"),
@@ -146,7 +146,7 @@ def test_every_route_answers_as_described(site: Installation) -> None:
         assert answer.status_code == 200, (path, answer.text)
     again = site.make("slow")["run_id"]
     assert site.post(f"/api/v1/runs/{again}/stop").status_code == 200
-    assert site.ends.get(timeout=10) is False
+    assert site.ends.get(timeout=60) is False
     many = {"operation": "rerun", "runs": [again, "r999999"], "dry_run": True}
     assert site.post("/api/v1/bulk", many).status_code == 200
     described = {

@@ -19,7 +19,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.*"))
 def test_the_page_may_run_and_load_nothing_but_its_own_files(site: Installation) -> None:
     addresses = ["/", "/today", "/jobs", "/jobs/a/b", "/runs", "/runs/r1", "/job/a/b", "/agents", "/server"]
     for path in (*addresses, *(f"/static/{name}" for name in FILES)):
-        answer = requests.get(site.url + path, timeout=10)
+        answer = requests.get(site.url + path, timeout=60)
         assert answer.status_code == 200, path
         policy = answer.headers["content-security-policy"]
         assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
@@ -34,28 +34,28 @@ def test_the_page_may_run_and_load_nothing_but_its_own_files(site: Installation)
             )
         elif path.endswith(".css"):
             assert not re.search(r"@import|url\(|expression\(", answer.text)
-    html = requests.get(site.url + "/", timeout=10).text
+    html = requests.get(site.url + "/", timeout=60).text
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\sstyle=|\son\w+=|javascript:", html)
 
 
 def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(
     site: Installation, browser: Browser
 ) -> None:
-    first = requests.get(site.url + "/static/style/frame.css", timeout=10)
+    first = requests.get(site.url + "/static/style/frame.css", timeout=60)
     tag = first.headers["etag"]
-    again = requests.get(first.url, headers={"if-none-match": f'"x", {tag}'}, timeout=10)
+    again = requests.get(first.url, headers={"if-none-match": f'"x", {tag}'}, timeout=60)
     assert (again.status_code, again.content) == (304, b"")
-    assert requests.head(site.url + "/", timeout=10).headers["content-length"] != "0"
-    page = requests.get(site.url + "/", timeout=10)
+    assert requests.head(site.url + "/", timeout=60).headers["content-length"] != "0"
+    page = requests.get(site.url + "/", timeout=60)
     assert page.headers["cache-control"] == "no-cache"
     addresses = re.findall(r'(?:href|src)="(/static/[^"]+)"', page.text)
     assert len(addresses) > 10
     for address in addresses:
-        answer = requests.get(site.url + address, timeout=10)
+        answer = requests.get(site.url + address, timeout=60)
         assert answer.status_code == 200 and "immutable" in answer.headers["cache-control"], address
-    board = requests.get(site.url + "/", timeout=10).text
+    board = requests.get(site.url + "/", timeout=60).text
     assert "views/today-chart.js" in board and "views/run.js" not in board
-    run = requests.get(site.url + "/runs/r1", timeout=10).text
+    run = requests.get(site.url + "/runs/r1", timeout=60).text
     assert "views/run.js" in run and "views/runs.js" not in run and "views/today" not in run
     # What a page names is what it loads: nothing comes in a second round trip, nothing in vain.
     with watched(browser, site.url) as opened:
@@ -67,9 +67,9 @@ def test_files_are_kept_by_browsers_under_addresses_that_change_with_them(
         named = set(re.findall(r'(?:href|src)="(/static/[^"]+\.(?:js|css))"', board))
         assert {address for address in asked if re.search(r"\.(js|css)$", address)} == named
     other = re.sub("[0-9a-f]{12}", "0123456789ab", addresses[0])
-    assert requests.get(site.url + other, timeout=10).status_code == 404
+    assert requests.get(site.url + other, timeout=60).status_code == 404
     for name in ("../pages.py", "%2e%2e/pages.py", "", "lib", "lib/"):
-        assert requests.get(f"{site.url}/static/{name}", timeout=10).status_code == 404
+        assert requests.get(f"{site.url}/static/{name}", timeout=60).status_code == 404
 
 
 def test_every_file_of_the_page_is_shipped_and_short() -> None:

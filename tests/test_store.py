@@ -671,13 +671,16 @@ def test_check_names_what_is_damaged(tmp_path):
 
 
 def test_a_transition_is_on_disk_soon(tmp_path):
-    """A rough bound that only something badly wrong, such as sleeping to gather, would pass."""
+    """A rough bound that only something badly wrong, such as sleeping to gather, would pass. It holds for
+    one of many: the machine may be busy, but not all the time."""
+    took = []
     with opened(tmp_path / "apsis.db") as (store, _):
         put(store, Save(a_run(1)))
-        began = time.monotonic()
         for number in range(2, 52):
+            began = time.monotonic()
             put(store, Save(a_run(number)))
-        assert time.monotonic() - began < 5
+            took.append(time.monotonic() - began)
+    assert min(took) < 0.1
 
 
 def test_args_are_stored_in_their_canonical_form(tmp_path):
