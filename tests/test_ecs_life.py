@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from aws import CLUSTER, MISSING_IMAGE, PENDING, REGION, SILENT, Aws, refusal
+from olddb import OldDb, brought
 from server import ENDS, Server
 
 from programs.ecs.request import started_by
@@ -448,6 +449,69 @@ def test_runs_in_every_state_are_taken_up_after_a_restart(server: Server, aws: A
         run = server.until(run_id, *ENDS)
         assert run["state"] == "success" and run["meta"]["program"]["aws_ecs"]["task_id"]
     assert all(len(tasks(server, aws, run_id)) == 1 for run_id in (starting, running, stopping))
+
+
+# -- from Apsis 2 ----------------------------------------------------------------------------------------
+
+
+def as_apsis_2_left_it(server: Server, path: Path, states: dict[str, str]) -> None:
+    """A database of Apsis 2 with these unfinished runs of `server`: where their tasks and programs are."""
+    old = OldDb(path, clock=time.time())
+    for run_id, state in states.items():
+        found = server.run(run_id)
+        known = state_on_disk(server, run_id)
+        old.run(
+            int(run_id[1:]),
+            state,
+            at=time.time() - 60,
+            job_id=found["job_id"],
+            program={
+                "type": "apsis.program.procstar.aws.ecs_agent.BoundProcstarECSProgram",
+                "argv": ["/usr/bin/bash", "-c", TRAP],
+                "stop": {"signal": "SIGTERM", "grace_period": 60.0},
+            },
+            times={"schedule": time.time() - 60, "running": time.time() - 50, state: time.time() - 40},
+            meta={"job": {"labels": []}, "program": {"aws_ecs": found["meta"]["program"]["aws_ecs"]}},
+            run_state={
+                "start": "2026-01-01T00:00:00+00:00",
+                **{name: known[name] for name in ("conn_id", "proc_id", "task_arn", "group_id")},
+            },
+        )
+        old.job(found["job_id"])
+    old.close()
+
+
+def test_tasks_of_an_imported_database_are_taken_up(tmp_path: Path, aws: Aws) -> None:
+    server = make_server(tmp_path, aws)
+    server.start()
+    try:
+        running, stopping, lost, ended = run_ids = [start(server, TRAP) for _ in range(4)]
+        for run_id in run_ids:
+            until_ready(server, run_id)
+        arns = {run_id: state_on_disk(server, run_id)["task_arn"] for run_id in run_ids}
+        states = dict.fromkeys(run_ids, "running") | {stopping: "stopping"}
+        as_apsis_2_left_it(server, tmp_path / "old.db", states)
+    finally:
+        server.kill()
+    for file in tmp_path.glob("apsis.db*"):
+        file.unlink()
+    # While no server is there, a task dies, and so does an agent with its task.
+    aws.end(arns[lost], "Host EC2 (instance i-2) terminated.")
+    aws.kill_agent(arns[ended])
+    new, _ = brought(tmp_path / "old.db", "--config", str(tmp_path / "apsis.yaml"))
+    new.rename(tmp_path / "apsis.db")
+    with server.running():
+        for run_id, why in ((lost, "Host EC2 (instance i-2) terminated"), (ended, "Essential container")):
+            assert server.until(run_id, *ENDS)["state"] == "error"
+            assert why in last(server, run_id)
+        assert server.until(stopping, *ENDS)["state"] == "success", server.messages(stopping)
+        server.until_printed(running, b"ready\n")
+        server.post(f"/runs/{running}/stop")
+        run = server.until(running, *ENDS)
+        assert run["state"] == "success", server.messages(running)
+        assert run["meta"]["program"]["aws_ecs"]["task_id"] == arns[running].rpartition("/")[2]
+        assert server.output(running) == server.output(stopping) == b"ready\nsaving\n"
+        aws.until(lambda: all(map(aws.is_stopped, arns.values())))
 
 
 # -- what is left behind ---------------------------------------------------------------------------------
