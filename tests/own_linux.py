@@ -32,10 +32,10 @@ sleep 60
 """
 
 
-def run(command: str, directory: Path, timeout: float) -> tuple[int, str]:
+def run(command: str, directory: Path, timeout: float, **environ: str) -> tuple[int, str]:
     """Boot, run a command of the shell as root in the project's directory: its exit status, and all it said.
 
-    `directory` is for files of the kernel's; `timeout` in seconds, for all of it.
+    `directory` is for files of the kernel's; `timeout` in seconds, for all of it; `environ`: of the kernel.
     """
     assert shutil.which(KERNEL), f"{KERNEL} is needed: apt-get install user-mode-linux"
     init = directory / "init"
@@ -47,7 +47,7 @@ def run(command: str, directory: Path, timeout: float) -> tuple[int, str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env=os.environ | {"TMPDIR": str(directory)},
+        env=os.environ | {"TMPDIR": str(directory)} | environ,
         timeout=timeout,
         check=False,
     )

@@ -7,26 +7,13 @@ found after a failure at any instant.
 from __future__ import annotations
 
 import random
-import shutil
 import struct
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
 HEAD = struct.Struct("=c3xIqqd")
 SECTOR = 512  # bytes that are written whole, or not at all
-
-
-def build(directory: Path) -> Path:
-    """The recorder, compiled."""
-    compiler = shutil.which("cc")
-    assert compiler, "a C compiler is missing: install Debian's packages gcc and libc6-dev"
-    library = directory / "recorder.so"
-    source = str(HERE / "recorder.c")
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"], check=True)
-    return library
 
 
 @dataclass(frozen=True, slots=True)

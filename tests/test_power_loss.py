@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import power
+import preloaded
 import pytest
 from chaos import campaign, checker, ledger
 from chaos.nemesis import History
@@ -64,7 +65,7 @@ def test_whenever_the_power_fails_no_launch_is_forgotten_and_the_database_is_sou
     only = ("quick", "slow", "first", "after")
     with World(tmp_path, {job_id: files[job_id] for job_id in only}, 30.0, config="") as world:
         world.end_server()
-        library = power.build(tmp_path)
+        library = preloaded.build("recorder", tmp_path)
         environment = world.clock.environment
         environment["LD_PRELOAD"] = f"{library}:{environment['LD_PRELOAD']}"
         environment |= {"RECORDED": str(world.disk.path), "RECORD": str(record)}
