@@ -67,6 +67,8 @@ _SUMMARY_MORE = {
         "properties": {name: TEXT for name in ("late", "missed", "long")},
         "additionalProperties": False,
     },
+    "late_verdict": ref("State")
+    | {"description": "how its program really ended after the run had been given up, unless it is marked so"},
     "expected": {"const": True, "description": "made by a schedule and not begun: not in the database yet"},
     "dependencies": {
         "type": "array",

@@ -10,7 +10,7 @@ from apsislib.clock import Deadline
 from apsislib.jobs import JobSet
 from apsislib.live.subscriber import PING, Subscriber
 from apsislib.runs import Drop, Expect, Run, Save
-from apsislib.shapes import encode, job_object, run_summary
+from apsislib.shapes import encode, job_object, late_verdict, run_summary
 
 FRAME = 4096  # messages of a summary's frame
 NEWEST = 20_000  # runs that a summary begins with, besides all that are unfinished
@@ -67,6 +67,8 @@ class Summary(Subscriber):
         for event in events:
             match event:
                 case Save(run=run, transition=True) | Expect(run=run):
+                    yield b'{"type":"run_transition","run_summary":%b}' % self.live.summaries(run)
+                case Save(run=run) if late_verdict(run.meta):
                     yield b'{"type":"run_transition","run_summary":%b}' % self.live.summaries(run)
                 case Drop(run_id):
                     yield encode({"type": "run_delete", "run_id": run_id})

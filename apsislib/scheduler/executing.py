@@ -220,7 +220,7 @@ class Executing:
             return
         meta = run.meta if program is None else {**run.meta, "program": program}
         verdict = {"state": state.value, "message": message, "time": wall}
-        run = run.but(meta={**meta, "late_verdict": verdict})
+        run = run.but(meta={**meta, "late_verdict": verdict}, rev=run.rev + 1)
         if run.run_id in ledger.runs:
             ledger.runs[run.run_id] = run
         ledger.outbox.append(Save(run, transition=False))

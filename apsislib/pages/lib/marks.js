@@ -34,8 +34,12 @@ const ALARMS = {
   long: "it ran longer than its job expects",
 };
 
-export const alarmMarks = (run) => (run.alarms ?? []).map(
-  (alarm) => el("span", { class: "chip alarm", title: run.reasons?.[alarm] ?? ALARMS[alarm] ?? "" }, alarm));
+/** What is to be said beside the state of a run: its alarms, and how its program ended after it was given up. */
+export const alarmMarks = (run) => [
+  (run.alarms ?? []).map((alarm) => el("span", { class: "chip alarm", title: run.reasons?.[alarm] ?? ALARMS[alarm] ?? "" }, alarm)),
+  run.late_verdict ? el("span", { class: "chip verdict", "data-state": run.late_verdict,
+    title: "The run was given up before its agent came back and told how its program ended" }, `ended later: ${run.late_verdict}`) : null,
+];
 
 export const chips = (labels) => labels.map((label) => el("span", { class: "chip" }, label));
 

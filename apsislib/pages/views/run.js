@@ -7,7 +7,7 @@ import { el, fill, plural, paced } from "../lib/dom.js";
 import { drawGraph, showMiddle } from "../lib/graph.js";
 import { Socket } from "../lib/live.js";
 import { alarmMarks, argsMark, chips, facts, jobLink, runLink, section, stateIcon, stateMark, timeMark } from "../lib/marks.js";
-import { buttons } from "../lib/operations.js";
+import { buttons, mark, operate } from "../lib/operations.js";
 import { programFacts } from "../lib/programs.js";
 import { Rows, table, td } from "../lib/tables.js";
 import { FINISHED, elapsed, showSpan } from "../lib/times.js";
@@ -31,6 +31,7 @@ export async function mount(main, page) {
   if (!page.isOpen()) return;
 
   const head = header(run, page);
+  const verdict = verdictPart();
   const waits = waitsPart(run, page);
   const log = logPart();
   const graph = graphPart(run, page);
@@ -39,7 +40,7 @@ export async function mount(main, page) {
     : el("div", { class: "soft" }, "It could not be bound: see the log."));
   const meta = metaPart();
   const outputs = el("div", {});
-  main.append(head.box, el("div", { class: "run-columns" },
+  main.append(head.box, verdict.box, el("div", { class: "run-columns" },
     el("div", {}, waits.box, outputs, graph.box, log.box),
     el("div", {}, head.facts, history.box, program, meta.box)));
 
@@ -75,6 +76,7 @@ export async function mount(main, page) {
 
   function show(moved) {
     head.show(run);
+    verdict.show(run);
     meta.show(run);
     if (moved) {
       waits.load(run);
@@ -157,6 +159,34 @@ function header(run, page) {
     tick(now) {
       const node = times.querySelector(".elapsed");
       if (node && !FINISHED.includes(now.state)) node.textContent = elapsed(now);
+    },
+  };
+}
+
+// -- the truth about a run that was given up ---------------------------------------------------------
+
+function verdictPart() {
+  const box = el("section", { class: "given-up", "aria-label": "How its program ended", hidden: true });
+  let drawn = "";
+  return {
+    box,
+    show(run) {
+      const { state, message, time } = run.meta?.late_verdict ?? {};
+      const now = `${state} ${run.state}`;
+      if (!FINISHED.includes(state) || now === drawn) return;
+      drawn = now;
+      box.hidden = false;
+      const ended = run.meta.program?.times?.stop;
+      fill(box,
+        el("p", {}, "This run was given up while its agent was away. The agent came back at ", timeMark(time * 1000, { full: true }),
+          " and told how its program really ended: ", stateMark(state), message ? ` (${message})` : "",
+          ended ? [", at ", timeMark(ended, { full: true })] : null, "."),
+        el("p", {}, state === run.state ? `The run is ${run.state} as well: nothing is left to be done.`
+          : [`It stays ${run.state}, as other runs may have acted on that. If nothing did, or it does not matter, mark it: its actions for ${state} are done then, and what depends on it is judged anew. `,
+            state === "success" ? "A rerun does the work a second time." : "Or run it again."]),
+        state === run.state ? null : el("div", { class: "buttons" },
+          el("button", { type: "button", class: "primary", onclick: () => mark(run, state) }, `Mark as ${state}`),
+          el("button", { type: "button", onclick: () => operate(run, "rerun") }, "Rerun")));
     },
   };
 }
