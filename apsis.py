@@ -107,6 +107,7 @@ class Apsis:
         from apsislib.samples import Samples
         from apsislib.scheduler import Settings
         from apsislib.store import Store
+        from apsislib.times import zones_doubt
         from apsislib.watch import Watcher
         from programs.late import Truths
 
@@ -123,7 +124,8 @@ class Apsis:
             # Before the jobs are read: what changes while they are is seen.
             self.watcher = Watcher(config.job_dir, jobs.SUFFIX, self._files_changed, config.reload.watch)
         loaded = load_jobs(config, kinds)
-        for warning in (*config.warnings, *loaded.warnings):
+        doubt = zones_doubt()
+        for warning in (*config.warnings, *loaded.warnings, *([doubt] if doubt else ())):
             log.warning("%s", warning)
 
         agent = config.procstar.agent

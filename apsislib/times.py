@@ -12,8 +12,9 @@ from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
-from zoneinfo import ZoneInfo
+from zoneinfo import TZPATH, ZoneInfo
 
 Zone = ZoneInfo
 Gap = Literal["shift", "skip", "end"]
@@ -41,6 +42,7 @@ _COMPACT = re.compile(
     r"([0-9]{4})([0-9]{2})([0-9]{2})(T)([0-9]{2})([0-9]{2})([0-9]{2})(?:\.([0-9]*))?"
     r"(?:Z|([+-])([0-9]{2})([0-9]{2}))"
 )
+NO_ZONES = "this host has no time zones: install its package tzdata"
 # In the zoneinfo directory, but no place: the machine's own choice, and clocks that count leap seconds.
 _NO_ZONE = re.compile(r"localtime|posixrules|Factory|right/.*")
 
@@ -181,7 +183,22 @@ def zone(name: str) -> Zone:
     if isinstance(name, str) and not _NO_ZONE.fullmatch(name):
         with suppress(ValueError, OSError, LookupError):
             return _zone("UTC" if name == "utc" else name)
-    raise ValueError(f"unknown time zone: {name} (write an IANA name such as America/New_York, or UTC)")
+    remedy = "write an IANA name such as America/New_York, or UTC"
+    raise ValueError(f"unknown time zone: {name} ({remedy if _has_zones() else NO_ZONES})")
+
+
+def zones_doubt() -> str | None:
+    """What to warn of where the host has no zones of its own, which its updates would keep right."""
+    if any(Path(directory, "UTC").exists() for directory in TZPATH):
+        return None
+    spare = "those of Python's package tzdata are used, as old as that is"
+    return f"{NO_ZONES}; until then {spare}" if _has_zones() else NO_ZONES
+
+
+def _has_zones() -> bool:
+    with suppress(LookupError):
+        return bool(_zone("UTC"))
+    return False
 
 
 @lru_cache(maxsize=2048)  # there are 600; ZoneInfo's own cache forgets zones that nobody holds

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, distribution, version
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
+from zoneinfo import TZPATH, available_timezones
 
 from packaging.requirements import Requirement
 from packaging.version import Version
@@ -70,6 +71,7 @@ def make_pyz(wheel: Path, target: Path) -> Path:
                 files[name] = ours.read(name)
     for package in needed(PROJECT):
         files |= dict(contents(package))
+    files |= dict(zones())
     return write_pyz(files, wheel.name.split("-")[1], target)
 
 
@@ -122,6 +124,24 @@ def contents(package: Distribution) -> Iterator[tuple[str, bytes]]:
                 )
             continue
         yield str(path), path.read_binary()
+
+
+def zones() -> Iterator[tuple[str, bytes]]:
+    """The time zones of this host as the package `tzdata`, where Python looks on a host that has none.
+
+    Such hosts are containers, mostly. Those of the host come first: its updates keep them right.
+    """
+    found = {}
+    for name in sorted(available_timezones()):
+        files = [Path(directory, name) for directory in TZPATH]
+        path = next((file for file in files if file.is_file()), None)
+        if path is not None:
+            found[f"tzdata/zoneinfo/{name}"] = path.read_bytes()
+    if "tzdata/zoneinfo/UTC" not in found:
+        sys.exit("error: this host has no time zones to put into apsis.pyz; install tzdata")
+    directories = {str(parent) for name in found for parent in Path(name).parents[:-1]}
+    yield from found.items()
+    yield from ((f"{directory}/__init__.py", b"") for directory in sorted(directories))
 
 
 if __name__ == "__main__":

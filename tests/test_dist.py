@@ -250,6 +250,24 @@ def test_another_version_removes_what_nobody_uses_any_more(small: Path, tmp_path
     assert {name for name in left if "0.1.0" not in name} == {"apsis-used", "apsis-young"}
 
 
+def test_it_has_time_zones_for_hosts_without_any(pyz: Path, tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(
+        "program: {type: no-op}\nschedule: {type: daily, tz: Asia/Kathmandu, daytime: '09:00:00'}\n"
+    )
+    checked(run(base_python(), pyz, "check-jobs", tmp_path, PYTHONTZPATH="/nowhere"))
+    none = subprocess.run(
+        [base_python(), str(ROOT / "apsis.py"), "check-jobs", str(tmp_path)],
+        env={**os.environ, "PYTHONTZPATH": "/nowhere", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert none.returncode == 1
+    assert (
+        "time zone: Asia/Kathmandu (this host has no time zones: install its package tzdata)" in none.stdout
+    )
+
+
 # -- server, agent and client ----------------------------------------------------------------------
 
 
