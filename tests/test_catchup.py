@@ -374,15 +374,51 @@ def test_a_run_by_hand_is_late_from_its_time_or_its_making_on() -> None:
     assert "reasons" not in sim.rows[ancient].meta
 
 
-def test_without_any_gap_a_run_that_is_much_too_late_says_that_the_server_was_busy() -> None:
+def test_without_any_gap_too_a_run_that_is_late_says_by_how_much_the_server_was_behind() -> None:
     sim = site()
     sim.add_job("tick", Every(600))
     sim.run_for(1)
-    sim.clock.advance(602)
+    for seconds in (600, 600.5, 602):  # 1.0, 1.5 and 3.5 s after its time
+        sim.clock.advance(seconds)
+        sim.settle()
+    assert told(sim, "tick") == [
+        (20.0, "success", "the server was 1.5 s behind"),
+        (30.0, "success", "the server was 3.5 s behind"),
+    ]
+    (run_id,) = [run.run_id for run in sim.runs("tick") if run.times["schedule"] % HOUR == 1800]
+    assert "4 s late: the server was 3.5 s behind" in sim.log[run_id]
+
+
+def held_up(program: dict[str, str], waits: float, placed: float, running: float) -> Any:
+    """Why a run is called late that its agent was found for, and that ran, so many seconds after its time."""
+    sim = site()
+    sim.add_job("job", program=SimProgram(None, limits=Limits()), conditions=(Const(waits == 0),))
+    sim.programs["job"]._json = {"type": "sim", **program}
+    sim.on_launch = lambda run: None
+    run_id = sim.schedule("job", at=sim.clock.wall())
     sim.settle()
-    sim.clock.advance(605)
-    sim.settle()
-    assert told(sim, "tick") == [(20.0, "success", "the server could not keep up")]
+    if waits:
+        sim.run_for(waits)
+        sim.kernel.start(run_id, sim.clock.wall(), sim.clock.boot())
+        sim.settle()
+    for seconds, report in ((placed, Placed({"conn_id": "{c}"})), (running, Running({"conn_id": "{c}"}))):
+        sim.clock.advance(seconds - sim.clock.wall() % 3600)
+        sim.kernel.report(run_id, report, sim.clock.wall(), sim.clock.boot())
+    sim.commit()
+    return sim.rows[run_id].meta.get("reasons", {}).get("late")
+
+
+def test_a_run_that_does_not_run_five_seconds_after_its_time_is_late() -> None:
+    group = {"group_id": "{etl}"}
+    assert held_up(group, waits=0, placed=4, running=5) is None
+    assert held_up(group, 0, 6, 6) == "no agent of group {etl} took it before 2026-01-01T00:00:06+00:00"
+    # Neither took long for itself.
+    assert held_up(group, 0, 4, 8) == "agent {c} did not start it before 2026-01-01T00:00:08+00:00"
+    # What it has waited for by its own conditions does not count.
+    assert held_up(group, waits=60, placed=62, running=64) is None
+    assert held_up(group, 60, 62, 66) == "agent {c} did not start it before 2026-01-01T00:01:06+00:00"
+    # Tasks of ECS and users' classes begin when they do.
+    assert held_up({}, waits=0, placed=40, running=50) is None
 
 
 def test_a_late_run_with_conditions_waits_and_is_called_late() -> None:

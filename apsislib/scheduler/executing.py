@@ -26,11 +26,12 @@ from apsislib.runs import (
     stamp,
 )
 from apsislib.scheduler import lateness
-from apsislib.scheduler.gaps import BUSY, Gaps
+from apsislib.scheduler.gaps import Gaps
 from apsislib.scheduler.ledger import Ledger, keep
 from apsislib.states import ERROR, FINISHED, RUNNING, STARTING, State
 
 SIGKILL = 9
+HELD_UP = 5.0  # s; what runs, or has an agent, later than this after it could begin is called late
 
 
 class Executing:
@@ -66,8 +67,7 @@ class Executing:
                 self._store_state(run.but(meta={**run.meta, "program": meta}), run_state)
             case Placed(run_state) if run.state is State.STARTING:
                 alarms.disarm(run_id, Alarm.START)
-                group = (run.program or {}).get("group_id")
-                nobody = None if group is None else f"no agent of group {group} took it before {stamp(wall)}"
+                nobody = f"no agent of group {_group(run)} took it"
                 run = self._store_state(self._held_up(run, nobody, wall), run_state)
                 ledger.outbox.append(Send(run))
             case Unplaced(reason) if run.state is State.STARTING:
@@ -102,7 +102,8 @@ class Executing:
 
     def _run(self, run: Run, report: Running, wall: float, boot: float) -> None:
         ledger, alarms, run_id = self._ledger, self._alarms, run.run_id
-        run = self._held_up(run, None, wall)
+        conn_id = (run.run_state or {}).get("conn_id")
+        run = self._held_up(run, f"agent {conn_id} did not start it", wall)
         asked = run.run_state and run.run_state.get("stop_asked")
         meta = run.meta if report.meta is None else {**run.meta, "program": report.meta}
         run_state = keep(run, report.run_state or run.run_state)
@@ -120,14 +121,19 @@ class Executing:
         elif stop is not None:
             alarms.arm(run_id, Alarm.STOP, stop)
 
-    def _held_up(self, run: Run, otherwise: str | None, wall: float) -> Run:
-        """It was to be started long ago: called late if there is a reason, if only `otherwise`."""
-        begun = run.times.get("starting", wall)
-        if wall - begun <= BUSY or "late" in run.meta.get("reasons", ()):
+    def _held_up(self, run: Run, blame: str, wall: float) -> Run:
+        """It could have begun long ago, and is called late with what is known of the reason.
+
+        `blame`: what agents did not do. It is for programs of a group of these: tasks of ECS and users'
+        classes take to begin what they take.
+        """
+        since = min(lateness.due(run), run.times.get("starting", wall))
+        if wall - since <= HELD_UP or "late" in run.meta.get("reasons", ()):
             return run
-        why = self._gaps.between(begun, wall) or otherwise
-        text = f"{wall - begun:.0f} s late: {why}"
-        return run if why is None else lateness.call_late(self._ledger, run, why, wall, text)
+        agents = None if _group(run) is None else f"{blame} before {stamp(wall)}"
+        why = "; ".join(filter(None, (self._gaps.between(since, wall), agents)))
+        text = f"{wall - since:.0f} s late: {why}"
+        return lateness.call_late(self._ledger, run, why, wall, text) if why else run
 
     def _finish(self, run: Run, report: Finished, wall: float) -> None:
         state = report.state
@@ -229,6 +235,12 @@ class Executing:
             text = f"it stays {run.state}; to accept the late verdict: apsis mark {state} {run.run_id}"
             ledger.note(run, wall, text)
         ledger.outbox.append(Forget(run, run.meta.get("given_up")))
+
+
+def _group(run: Run) -> str | None:
+    """Of the agents that may run its program."""
+    group: str | None = (run.program or {}).get("group_id")
+    return group
 
 
 def given_up(run: Run) -> Json:

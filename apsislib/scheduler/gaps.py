@@ -18,8 +18,7 @@ from apsislib.scheduler.cursors import Cursor
 from apsislib.scheduler.ledger import Ledger
 from apsislib.states import State
 
-LATE = 1.0  # s; what begins later than this, because of a gap, is called late
-BUSY = 5.0  # s; and so is, without one, what begins later than this
+LATE = 1.0  # s; what begins later than this is called late, whether or not a gap is known
 SHORT = 10.0  # s; a gap that is shorter is a hiccup, a restart: all of it is made up for, and at once
 KEPT = 20  # gaps that are remembered
 # Missed runs of a schedule, the newest, that are recorded one by one; of the older ones one tells.
@@ -109,10 +108,7 @@ class Gaps:
         if missed is not None:
             lateness.miss(self._ledger, run, missed if gap is None else f"{gap}; {missed}", wall)
             return None
-        # One made by hand for an instant in the past has not been late before it was made.
-        due = run.times["schedule"]
-        if not run.occurrence:
-            due = max(due, run.times.get("scheduled", due))
+        due = lateness.due(run)
         why = self.why(due, wall)
         if why is None or "late" in run.meta.get("reasons", ()):
             return run
@@ -137,7 +133,7 @@ class Gaps:
         """Why what was due then has not begun before now; None: it is as good as on time."""
         if wall - due <= LATE:
             return None
-        return self.between(due, wall) or ("the server could not keep up" if wall - due > BUSY else None)
+        return self.between(due, wall) or f"the server was {wall - due:.1f} s behind"
 
     def between(self, start: float, end: float) -> str | None:
         """The latest gap that there was between two instants, in words."""

@@ -38,6 +38,16 @@ def ring(ledger: Ledger, run: Run, kind: Alarm, when: float, wall: float) -> Non
             _raise(ledger, run, "long", wall, f"has been running for more than {seconds:g} s")
 
 
+def due(run: Run) -> float:
+    """The wall instant from which on it could begin, whatever it has waited for left out."""
+    times = run.times
+    if "waiting" in times and "starting" in times:
+        return times["starting"]
+    # One made by hand for an instant in the past has not been late before it was made.
+    made = times["schedule"] if run.occurrence else times.get("scheduled", times["schedule"])
+    return max(times["schedule"], made)
+
+
 def call_late(ledger: Ledger, run: Run, why: str, wall: float, text: str) -> Run:
     """It begins late, and not by its own doing. No alarm: for that there is what its job expects."""
     ledger.note(run, wall, text)

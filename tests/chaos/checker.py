@@ -36,7 +36,7 @@ from typing import Any
 from chaos.ledger import Acts
 from chaos.nemesis import History
 
-LATE = 5.0  # seconds
+LATE = 1.5  # seconds; the server promises to say so of what begins more than one late
 SAID_LATE = re.compile(r"\blate\b|\bmissed\b")
 FINISHED = ("success", "failure", "error", "skipped")
 SLACK = 4.0  # seconds by which an absence may be shorter than the timeout, as agents take time to come back
