@@ -14,7 +14,7 @@ from apsislib.runs import Connect, Launch, Run, Send, SetClock
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.ledger import Ledger
 from apsislib.states import State
-from programs.process import Process
+from programs.fetching import Fetching
 
 
 def launch_before_commit() -> None:
@@ -80,22 +80,22 @@ def slot_kept() -> None:
 
 def offset_reset() -> None:
     """After a restart output is asked for from its beginning, and put behind what is there."""
-    rejoin, store = Process.rejoin, Process._store
+    resume, store = Fetching.resume, Fetching._store
     bases: dict[str, int] = {}
 
-    def again(self: Process) -> None:
-        rejoin(self)
-        bases[self.proc_id] = self._received
+    def again(self: Fetching) -> None:
+        resume(self)
+        bases[self._process.proc_id] = self._received
         self._received = 0
 
-    def behind(self: Process, data: bytes) -> None:
-        base = bases.get(self.proc_id, 0)
+    def behind(self: Fetching, data: bytes) -> None:
+        base = bases.get(self._process.proc_id, 0)
         self._received += base
         store(self, data)
         self._received -= base
 
-    Process.rejoin = again  # type: ignore[method-assign]
-    Process._store = behind  # type: ignore[method-assign]
+    Fetching.resume = again  # type: ignore[method-assign]
+    Fetching._store = behind  # type: ignore[method-assign]
 
 
 PLANTS: dict[str, Callable[[], None]] = {
