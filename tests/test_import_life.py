@@ -61,11 +61,46 @@ def test_killed_at_any_instant_and_repeated_it_ends_the_same(tmp_path: Path) -> 
             pause.wait(0.002)
         pause.wait(chance.random() * 0.05)  # something has been written; how much more is left to chance
         process.kill()
-        kills += process.wait(60) == -signal.SIGKILL
+        status = process.wait(60)
+        assert status in (0, -signal.SIGKILL), f"it does not go on after {kills} kills"
+        kills += status == -signal.SIGKILL
     assert kills > 1, "it was never killed midway"
     assert whole(again) == once
     found = json.loads(apsis("import-db", str(path), str(again), "--format", "json").stdout)
     assert found["runs"] == report["runs"]
+
+
+HALF = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA journal_mode = DELETE")
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN")
+db.execute("CREATE TABLE half (x)")
+db.executemany("INSERT INTO half VALUES (randomblob(10000))", [()] * 100)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_killed_while_it_makes_the_file_it_goes_on(tmp_path: Path) -> None:
+    path = filled(tmp_path / "old.db", 20)
+    part = tmp_path / "new.db.importing"
+    assert subprocess.run([sys.executable, "-c", HALF, str(part)]).returncode == -signal.SIGKILL
+    assert part.with_name(f"{part.name}-journal").stat().st_size > 0  # to be rolled back
+    new, report = brought(path)
+    assert sum(report["runs"].values()) == 20 and new.exists()
+
+
+def test_an_old_server_that_was_killed_while_it_wrote_is_named_with_the_way_out(tmp_path: Path) -> None:
+    path = filled(tmp_path / "old.db", 20)
+    assert subprocess.run([sys.executable, "-c", HALF, str(path)]).returncode == -signal.SIGKILL
+    before = path.read_bytes()
+    done = apsis("import-db", str(path), str(tmp_path / "new.db"), check=1)
+    assert f"`sqlite3 {path} .tables`" in done.stderr
+    assert path.read_bytes() == before and not (tmp_path / "new.db").exists()
+    with closing(sqlite3.connect(path)) as db:  # as the shell opens it
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    assert sum(brought(path)[1]["runs"].values()) == 20
 
 
 def test_cut_off_at_any_commit_and_repeated_it_ends_the_same(

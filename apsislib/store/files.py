@@ -207,6 +207,11 @@ def explain(path: Path, error: BaseException) -> str:
         sqlite3.SQLITE_BUSY: "another program holds it locked: end that program's transaction",
         sqlite3.SQLITE_IOERR: "look for errors of the disk in the system log",
     }.get(code)
+    if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
+        remedy = (
+            "whoever wrote to it last was cut off; undo what was left half done with"
+            f" `sqlite3 {path} .tables`, as a user who may write to the file and its directory"
+        )
     return f"database {path}: {error}" + (f": {remedy}" if remedy else "")
 
 

@@ -107,7 +107,7 @@ class Import:
         return db
 
     def _discard(self) -> None:
-        for end in ("-wal", "-shm", ""):
+        for end in ("-journal", "-wal", "-shm", ""):
             self._part.with_name(self._part.name + end).unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -280,7 +280,8 @@ class Import:
 def _is_current(part: Path) -> bool:
     """Whether a file is of this release, or empty. ApsisError: it can't be read."""
     try:
-        with closing(files.connect(part, "ro")) as db:
+        # Not "ro": what an import has begun that was killed while it made the file is rolled back first.
+        with closing(files.connect(part, "rw")) as db:
             return db.execute("PRAGMA user_version").fetchone()[0] in (0, len(files.MIGRATIONS))
     except sqlite3.Error as error:
         raise ApsisError(files.explain(part, error)) from error
