@@ -21,6 +21,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apsislib.orders import Orders
+    from apsislib.systemd import Notifier
 
 VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
@@ -40,8 +42,8 @@ DEATH = 70  # exit status when the timer, the writer or the kernel has failed: r
 # Python's own default, costs a quarter of the engine's time.
 GC_THRESHOLD = (10_000, 10, 10)
 READY = 10.0  # s; after which systemd is told that a server is ready that serves but runs nothing yet
-STOPPING = (signal.SIGTERM, signal.SIGINT)
 SIGNALS = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "hangup"}
+HEEDED = (*SIGNALS, signal.SIGUSR1)  # they would end a process that does not know them yet
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
 NOFILE = 65536  # descriptors; an agent that is connected takes three
@@ -171,7 +173,7 @@ class Apsis:
                 load_jobs=lambda: load_jobs_apart(config),
                 get_calendar=calendars.get,
                 host=lambda driver: Host(driver, self.store, clock, self.agents),
-                die=self._die,
+                die=self.die,
                 smtp=config.smtp,
             ),
             since=config.schedule.since,
@@ -182,7 +184,7 @@ class Apsis:
         self.store.committed = self.driver.committed
         self.store.unwritable = self.driver.unwritable
         self.store.failing = self._say_failing
-        self.store.on_death = lambda error: self._die(f"writer: {error}")
+        self.store.on_death = lambda error: self.die(f"writer: {error}")
         self.samples = Samples(clock, self._sample)
         connections = self.agents.connections if self.agents is not None else None
         lookback = config.runs.lookback
@@ -295,7 +297,7 @@ class Apsis:
         ]
         log.info("job files have changed: %s", "; ".join(said) or "nothing that matters")
 
-    def _die(self, what: str) -> None:
+    def die(self, what: str) -> None:
         """What remains could only lie: end at once, so that a restart recovers in seconds."""
         log.critical("the server can't go on: %s", what)
         logging.shutdown()
@@ -403,9 +405,10 @@ def serve(args: argparse.Namespace) -> int:
 
     sys.setswitchinterval(SWITCH)
     notifier = Notifier(os.environ)
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    # Not faulthandler.register(): that looks at threads while they go on, and may crash.
+    signal.signal(signal.SIGUSR1, lambda *_: faulthandler.dump_traceback(all_threads=True))
     orders = Orders(SIGNALS, ("restart", "ready"))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # blocked by a restart, see below
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)  # blocked by a restart, see below
     try:
         config = configs.load(args.config, args.override)
         if args.local_agent:
@@ -423,6 +426,18 @@ def serve(args: argparse.Namespace) -> int:
     gc.set_threshold(*(config.python.gc.threshold or GC_THRESHOLD))
     gc.collect()
     gc.freeze()  # jobs stay: no collection should look at them again
+    try:
+        return _serve(server, orders, notifier)
+    except Exception:
+        # The other threads would go on, and nobody would hear of a signal any more.
+        server.die(f"its main thread failed:\n{traceback.format_exc()}")
+        raise
+
+
+def _serve(server: Apsis, orders: Orders, notifier: Notifier) -> int:
+    """From the start to the end of a server; its exit status."""
+    from apsislib.errors import ApsisError
+
     try:
         server.start()
     except (ApsisError, OSError) as error:
@@ -448,8 +463,8 @@ def serve(args: argparse.Namespace) -> int:
         notifier.send("STOPPING=1")
     left = server.stop()
     if word == "restart":
-        # Who wants it to end while it is being restarted is heard, here or by the next process.
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+        # What it is told while it is being restarted is heard, here or by the next process.
+        signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
         while (other := orders.get(0.0)) is not None:
             word = "stop" if other == "stop" else word
     if word == "restart":

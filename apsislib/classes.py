@@ -1,14 +1,28 @@
-"""Classes of users' own, found by their dotted paths on PYTHONPATH."""
+"""Classes of users' own, found by their dotted paths on PYTHONPATH.
+
+Whoever calls into one does so within unleaving(), or by way of called(): what was written as a script may
+call sys.exit(), which ends a thread without a word, or the server.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from apsislib.errors import FieldError
 
 T = TypeVar("T")
+
+
+@contextmanager
+def unleaving() -> Iterator[None]:
+    """sys.exit() in the block raises RuntimeError, as other mistakes do."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RuntimeError(f"it called sys.exit({error.code!r})") from error
 
 
 def locate(path: str) -> Any:
@@ -18,7 +32,8 @@ def locate(path: str) -> Any:
     """
     holder, _, name = path.rpartition(".")
     try:
-        found = importlib.import_module(holder)
+        with unleaving():
+            found = importlib.import_module(holder)
     except ModuleNotFoundError as error:
         # Missing is the module itself, perhaps a class; else it is something that the module imports.
         if "." not in holder or not f"{holder}.".startswith(f"{error.name}."):
@@ -48,7 +63,8 @@ def find(path: str, what: str, needs: Iterable[str]) -> type:
 def called(path: str, method: Callable[..., T], *args: Any) -> T:
     """What a user's class says of its keys. Raises FieldError."""
     try:
-        return method(*args)
+        with unleaving():
+            return method(*args)
     except FieldError:
         raise
     except Exception as error:  # whatever it raises is an error of the file that has the keys

@@ -96,9 +96,10 @@ class FindRuns(Protocol):
 def check(cond: BoundOwn, names: Args, runs: FindRuns) -> Verdict:
     """Ask a user's condition; it may block. Raises what it raises."""
     made = _make(cond.path, "condition", _CONDITION, cond.config)
-    if hasattr(made, "bind"):
-        made = made.bind(dict(names)) or made
-    answer = made.check(runs)
+    with classes.unleaving():
+        if hasattr(made, "bind"):
+            made = made.bind(dict(names)) or made
+        answer = made.check(runs)
     match answer:
         case True:
             return conditions.HOLDS
@@ -198,9 +199,10 @@ def act(action: Json, run: Snapshot, expand: Expand) -> str | None:
     """Do a user's action; it may block. Answers a line for the run's log. Raises what it raises."""
     path = str(action["type"])
     made = _make(path, "action", _ACTION, expanded(_config(action, ("type", "if", "str")), expand))
-    if hasattr(made, "bind"):
-        made = made.bind({**run.args, "run_id": run.run_id, "job_id": run.job_id}) or made
-    answer = made.run(run)
+    with classes.unleaving():
+        if hasattr(made, "bind"):
+            made = made.bind({**run.args, "run_id": run.run_id, "job_id": run.job_id}) or made
+        answer = made.run(run)
     return answer if isinstance(answer, str) else None
 
 

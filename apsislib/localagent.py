@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 GROUP = "default"
 IDLE_EXIT = 600  # s without server and without records, after which the agent ends itself
+REFUSED = 5.0  # s before an agent that could not be started is tried again
 CRASHED = 1.0  # s before an agent that has ended is replaced, so that a broken one makes no busy loop
 
 
@@ -100,7 +101,8 @@ class LocalAgent:
         if self.identity.alive():
             log.info("the local agent lives: pid=%d", self.identity.pid)
         else:
-            self._spawn()
+            self._begin()
+            self.identity.write(self._path)
         self._thread.start()
 
     def stop(self) -> None:
@@ -110,7 +112,8 @@ class LocalAgent:
             self._thread.join()
         os.close(self._stop)
 
-    def _spawn(self) -> None:
+    def _begin(self) -> None:
+        """Start a process; who it is is to be written to the file."""
         me = self.identity
         argv = itself.command("agent", "--agent", "--plain")
         argv += ["--agent-host", "127.0.0.1", "--agent-port", str(me.port)]
@@ -133,17 +136,29 @@ class LocalAgent:
             with contextlib.suppress(OSError):
                 resource.prlimit(self._child.pid, resource.RLIMIT_NOFILE, self._nofile)
         self.identity = replace(me, pid=self._child.pid)
-        self.identity.write(self._path)
         log.info("local agent started: pid=%d port=%d", self._child.pid, me.port)
+
+    def _replace(self) -> bool:
+        """False: the system refuses, for want of processes, memory or room on the disk, say."""
+        try:
+            if self._child is None or self._child.poll() is not None:
+                # Another process is another agent: runs of the old one must not be looked for there.
+                self.identity = replace(Identity.new(), port=self.identity.port, token=self.identity.token)
+                self._begin()
+            self.identity.write(self._path)
+        except OSError as error:
+            log.error("can't start the local agent: %s; trying again in %g s", error, REFUSED)
+            return False
+        return True
 
     def _keep_alive(self) -> None:
         """(apsis-local-agent) Replace the agent when it has ended. Ends when stop() was called."""
         try:
             while self._wait_for_end():
                 log.warning("the local agent has ended; starting another")
-                # Another process is another agent: runs of the old one must not be looked for there.
-                self.identity = replace(Identity.new(), port=self.identity.port, token=self.identity.token)
-                self._spawn()
+                while not self._replace():
+                    if select.select([self._stop], [], [], REFUSED)[0]:
+                        return
         except Exception:
             log.exception("the local agent is not looked after any more; restart the server")
 

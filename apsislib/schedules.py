@@ -56,6 +56,10 @@ class Own:
     config: Mapping[str, Any]
 
     def after(self, start: float) -> Iterator[Occurrence]:
+        with classes.unleaving():
+            yield from self._checked(start)
+
+    def _checked(self, start: float) -> Iterator[Occurrence]:
         previous = start
         for given in self.inner.after(start):
             time, provided = given if isinstance(given, tuple) else (given, {})

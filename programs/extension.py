@@ -89,7 +89,11 @@ class Extensions:
     def begin(self, run_id: str, thread: threading.Thread, program: Any) -> None:
         with self._lock:
             self._live[run_id] = (thread, program)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError:
+            self.end(run_id)
+            raise
 
     def end(self, run_id: str) -> None:
         with self._lock:
@@ -164,7 +168,9 @@ class Extension(Bound):
         try:
             program = self.make(self._config)
             if hasattr(program, "bind"):
-                program = program.bind({**run.args, "run_id": run.run_id, "job_id": run.job_id}) or program
+                names = {**run.args, "run_id": run.run_id, "job_id": run.job_id}
+                with classes.unleaving():
+                    program = program.bind(names) or program
         except Exception as error:
             text = traceback.format_exc().encode("utf-8", "replace")
             host.report(run.run_id, Finished(State.ERROR, str(error), output=text))
@@ -179,10 +185,12 @@ class Extension(Bound):
         """Ends when the user's method does."""
         report = Reporter(run, host, begun=method == "connect")
         try:
-            if method == "connect":
-                program.connect(run.run_id, (run.run_state or {}).get("program"), self._config, report)
-            else:
-                program.run(run.run_id, self._config, report)
+            with classes.unleaving():
+                if method == "connect":
+                    state = (run.run_state or {}).get("program")
+                    program.connect(run.run_id, state, self._config, report)
+                else:
+                    program.run(run.run_id, self._config, report)
             report.success()
         except Exception as error:
             log.warning("program %s of run %s raised %s", self._dotted, run.run_id, type(error).__name__)
@@ -201,7 +209,8 @@ class Extension(Bound):
 
         def work() -> None:
             try:
-                call() if stop else call(signum)
+                with classes.unleaving():
+                    call() if stop else call(signum)
             except Exception as error:
                 log.warning("%s() of run %s failed:\n%s", method, run.run_id, traceback.format_exc())
                 host.report(run.run_id, Remark(f"{method}() failed: {type(error).__name__}: {error}"))

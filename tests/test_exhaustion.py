@@ -11,12 +11,14 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 import requests
 from server import ENDS, Server, environment
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 WAIT = 60.0
 JOBS = {
@@ -193,3 +195,81 @@ def test_a_disk_that_hangs_is_said_and_waited_for(disk: Path) -> None:
             (run_id,) = made[0].json()["runs"]
             assert server.until(run_id, *ENDS)["state"] == "success"
         assert server.until(server.schedule({"job_id": "noop"}), *ENDS)["state"] == "success"
+
+
+def status_line(client: socket.socket) -> bytes:
+    """Of the answer; nothing where the connection was ended."""
+    with suppress(ConnectionError):
+        return client.recv(1000).split(b"\r\n")[0]
+    return b""
+
+
+def test_without_threads_to_be_had_who_comes_is_told_so_and_runs_go_on(tmp_path: Path) -> None:
+    jobs = {
+        **JOBS,
+        "acts": "program: {type: no-op}\naction: {type: schedule, job_id: noop, if: {states: success}}\n",
+    }
+    with Server(tmp_path, jobs).running() as server:
+        assert server.process is not None
+        known = requests.Session()
+        assert known.get(f"{server.url}/alive", timeout=WAIT).status_code == 200
+        pid = server.process.pid
+        size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+        # A thread's stack takes 8 MiB of address space.
+        before = resource.prlimit(pid, resource.RLIMIT_AS, (size + (4 << 20), resource.RLIM_INFINITY))
+        with ExitStack() as stack:
+            clients = []
+            for _ in range(20):
+                clients.append(
+                    stack.enter_context(socket.create_connection(("127.0.0.1", server.port), WAIT))
+                )
+                clients[-1].sendall(b"GET /api/v1/alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answers = set(map(status_line, clients))
+        busy = b"HTTP/1.1 503 Service Unavailable"
+        # Who is idle makes room for others, and may be just about to ask.
+        assert busy in answers <= {b"HTTP/1.1 200 OK", busy, b""}
+        with ExitStack() as stack, pytest.raises((InvalidStatus, ConnectionClosed)):
+            for _ in range(10):  # the stacks of threads that have ended are there for a few
+                live = stack.enter_context(connect(f"ws{server.url[4:]}/summary?init"))
+                live.recv(timeout=WAIT)
+        acts = next(
+            iter(known.post(f"{server.url}/runs", json={"job_id": "acts"}, timeout=WAIT).json()["runs"])
+        )
+        end = time.monotonic() + WAIT
+        while not known.get(f"{server.url}/runs?job_id=noop&state=success", timeout=WAIT).json()["runs"]:
+            assert time.monotonic() < end, known.get(f"{server.url}/runs/{acts}/log", timeout=WAIT).text
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+        for _ in range(100):  # as many threads as ever
+            assert requests.get(f"{server.url}/alive", timeout=WAIT).status_code == 200
+        with connect(f"ws{server.url[4:]}/summary?init") as live:
+            assert live.recv(timeout=WAIT)
+        assert "Traceback" not in server.log() and "can't start a thread" in server.log()
+
+
+NO_HTTP = """
+import threading
+
+start = threading.Thread.start
+
+
+def limited(thread):
+    # More than there is address space: so the system refuses this one thread.
+    threading.stack_size(1 << 46 if thread.name == "apsis-http" else 0)
+    start(thread)
+
+
+threading.Thread.start = limited
+"""
+
+
+def test_a_server_that_fails_while_it_starts_ends_and_does_not_linger(tmp_path: Path) -> None:
+    server = Server(tmp_path, JOBS)
+    (tmp_path / "sitecustomize.py").write_text(NO_HTTP)
+    argv = [*server.program, "serve", "--config", str(tmp_path / "apsis.yaml"), "--port", "0"]
+    try:
+        done = subprocess.run(
+            argv, capture_output=True, text=True, timeout=WAIT, env=environment(PYTHONPATH=str(tmp_path))
+        )
+    finally:
+        server.end_agent()
+    assert done.returncode == 70 and "can't start new thread" in done.stderr

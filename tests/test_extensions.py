@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -298,6 +299,9 @@ action:
 - {{type: write, path: "{dir}/global-{{{{ run_id }}}}", if: {{states: failure}}}}
 """
 TIMES = """
+import sys
+
+
 class Odd:
     @classmethod
     def from_config(cls, mapping):
@@ -305,12 +309,21 @@ class Odd:
 
     def after(self, start):
         yield start + 86000 - start % 86000
+
+
+class Leaves(Odd):
+    def after(self, start):
+        yield start + 5000
+        sys.exit(0)
 """
 JOBS = {
     "first": "program: {type: no-op}\n",
     "file": "params: [name]\n"
     "condition: {type: file, path: '{{ name }}'}\nprogram: {type: nothing}\nschedule:\n"
     "  {type: odd, args: {name: x}}\n",
+    "leaves": "program: {type: users_programs.Leaves}\n"
+    "action: {type: users_classes.Leaves, if: {states: error}}\nschedule: {type: our_times.Leaves}\n",
+    "leaving": "condition: {type: users_classes.Leaves}\nprogram: {type: no-op}\n",
     "asks": "params: [count]\ncondition: {type: users_classes.Asks}\nprogram: {type: no-op}\n",
     "fails": "condition: {type: users_classes.Fails}\nprogram: {type: no-op}\n",
     "writes": "params: [where, a]\nmetadata: {labels: [blue]}\n"
@@ -406,6 +419,27 @@ def test_an_actions_failure_is_in_the_log_and_changes_nothing(server: Server) ->
         assert time.monotonic() < end
         time.sleep(0.02)
     assert server.run(run_id)["state"] == "success"
+
+
+def test_a_class_that_calls_sys_exit_ends_its_run_and_neither_thread_nor_server(server: Server) -> None:
+    run_id = server.schedule({"job_id": "leaves"})
+    messages = until_logged(server, run_id, "error: action: it called sys.exit('no more')")
+    assert "error: RuntimeError: it called sys.exit(3)" in messages
+    assert server.until(server.schedule({"job_id": "leaving"}), *ENDS)["state"] == "error"
+    assert "a schedule of job leaves ends, as it failed: RuntimeError: it called sys.exit(0)" in server.log()
+
+
+def test_a_module_that_calls_sys_exit_is_an_error_of_the_job_that_names_it(server: Server) -> None:
+    (server.directory / "modules" / "a_script.py").write_text("import sys\nsys.exit(0)\n")
+    for line in (
+        "schedule: {type: a_script.Some}\nprogram: {type: no-op}",
+        "program: {type: a_script.Some}",
+        "condition: {type: a_script.Some}\nprogram: {type: no-op}",
+    ):
+        server.write("script", line + "\n")
+        found = server.command("check-jobs", str(server.jobs), PYTHONPATH=os.environ["PYTHONPATH"])
+        assert found.returncode == 1 and "it called sys.exit(0)" in found.stdout
+    (server.jobs / "script.yaml").unlink()
 
 
 def test_an_action_of_the_servers_file_follows_every_run(server: Server) -> None:

@@ -133,3 +133,34 @@ def test_a_server_that_is_to_end_while_it_restarts_ends(server: Server) -> None:
         server.process.send_signal(signal.SIGTERM)
         assert server.process.wait(60) in (0, -signal.SIGTERM)
         server.start()
+
+
+def test_no_signal_that_a_server_knows_ends_it_while_it_restarts(server: Server) -> None:
+    """A service manager reloads and a log rotator asks whenever they like; unheeded, either signal kills."""
+    served = server.log().count("serving http")
+    requests.post(f"{server.url[:-3]}/control/shut_down?restart", timeout=60).raise_for_status()
+    assert server.process is not None
+    end = time.monotonic() + 60
+    while server.log().count("serving http") == served:
+        assert time.monotonic() < end and server.process.poll() is None, server.process.poll()
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            server.process.send_signal(number)
+        time.sleep(0.001)
+    for _ in range(200):
+        server.process.send_signal(signal.SIGUSR1)
+        server.get("/alive")
+    assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+    assert "apsislib/driver/timer.py" in server.log()  # where each thread is
+
+
+def test_an_agent_that_could_not_be_replaced_is_tried_again(server: Server) -> None:
+    before, log = identity(server), server.directory / "apsis.db.agent.log"
+    log.rename(log.with_suffix(".old"))
+    log.mkdir()  # so that no process can be given it
+    os.kill(int(before["pid"]), signal.SIGKILL)
+    end = time.monotonic() + 60
+    while "can't start the local agent" not in server.log():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    log.rmdir()
+    assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ class Fails(Plain):
 
     def run(self, snapshot: Any) -> None:
         raise RuntimeError("out of luck")
+
+
+class Leaves(Plain):
+    """As scripts end, which have become classes."""
+
+    def check(self, runs: Any) -> bool:
+        sys.exit("no more")
+
+    def run(self, snapshot: Any) -> None:
+        sys.exit("no more")
 
 
 class Odd(Plain):

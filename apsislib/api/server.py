@@ -75,6 +75,7 @@ class Server(http.server.HTTPServer):
         self._numbers = itertools.count(1)
         self._refused: deque[tuple[socket.socket, Deadline]] = deque()  # apsis-http only
         self._short = False  # of descriptors or memory, and that was said; apsis-http only
+        self._alone = False  # no thread could be started, and that was said; apsis-http only
         self._accepting = threading.Thread(target=self._accept, name="apsis-http")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.address_family = family
@@ -152,16 +153,28 @@ class Server(http.server.HTTPServer):
         """(apsis-http) Give a new connection to a thread."""
         with self._lock:
             if self._free <= len(self._waiting):
-                if len(self._threads) < self.limit:
-                    name = f"apsis-api-{next(self._numbers)}"
-                    thread = threading.Thread(target=self._serve, name=name)
-                    self._threads.append(thread)
-                    thread.start()
-                elif not self._make_room_locked():
+                more = len(self._threads) < self.limit and self._add_thread_locked()
+                if not more and not self._make_room_locked():
                     self._refuse(request)
                     return
             self._waiting.append((request, client_address))
             self._offered.notify()
+
+    def _add_thread_locked(self) -> bool:
+        """(apsis-http) False: the system has none left for us, which is said once."""
+        thread = threading.Thread(target=self._serve, name=f"apsis-api-{next(self._numbers)}")
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._alone:
+                log.error(
+                    "can't start a thread for a connection: %s; it is told that the server is busy", error
+                )
+            self._alone = True
+            return False
+        self._alone = False
+        self._threads.append(thread)
+        return True
 
     def _refuse(self, sock: socket.socket) -> None:
         """(apsis-http) Say that there is no room. The socket is closed a little later by service_actions."""

@@ -139,6 +139,7 @@ class Driver:
         Returns once every program of a live run has been told to look for its process, so that agents
         may be let in.
         """
+        self._hands.start()
         with self._guard.store.read() as reader:
             active = [run.but(limits=self._limits(run)) for run in reader.active()]
             owed = reader.owed()

@@ -38,6 +38,24 @@ class Hands:
         self.remote = ThreadPoolExecutor(8, "apsis-remote")
         self.outside = outside
 
+    def start(self) -> None:
+        """All threads, now: later there might be none to be had, and work would lie where nobody looks.
+
+        Raises RuntimeError if that is so already.
+        """
+        for pool in self._pools():
+            ready = threading.Barrier(pool._max_workers + 1)
+            try:
+                for _ in range(pool._max_workers):
+                    pool.submit(ready.wait)  # each keeps one thread busy, so that the next gets another
+            except RuntimeError:
+                ready.abort()
+                raise
+            ready.wait()
+
+    def _pools(self) -> tuple[ThreadPoolExecutor, ...]:
+        return self.actors, self.binders, self.programs, self.remote, *self.outside.pools
+
     def spawn(self, work: Callable[[], None]) -> None:
         """Do blocking work of a program."""
         self.submit(self.remote, work)
@@ -87,7 +105,7 @@ class Hands:
     def stop(self, deadline: Deadline) -> list[threading.Thread]:
         """Let go of what nobody has begun; answers the threads still alive."""
         threads: list[threading.Thread] = []
-        for pool in (self.actors, self.binders, self.programs, self.remote, *self.outside.pools):
+        for pool in self._pools():
             threads += list(pool._threads)
             pool.shutdown(wait=False, cancel_futures=True)
         for thread in threads:

@@ -104,7 +104,14 @@ class Live:
             self._open[thread] = subscriber
             if self._closing:
                 subscriber.stop()
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the client has its answer, and comes again
+            log.error("can't start a thread for a live connection: %s", error)
+            with self._lock:
+                del self._open[thread]
+            subscriber.leave()
+            subscriber.connection.abort()
 
     def stop(self, deadline: Deadline) -> list[str]:
         """Say goodbye to all (1001). Answers the names of threads still alive."""
