@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from subprocess import TimeoutExpired
 
 import requests
 
@@ -144,6 +143,7 @@ class Nemesis:
         self._agents = {agent.conn_id: agent for agent in world.agents}
         self._operators: list[threading.Thread] = []
         self._down = False  # the server is to be down now
+        self._ending: tuple[Fault, float] | None = None  # the server was told to end, and has until then to
         self._over: dict[str, float] = {}  # until when (boot) a kind of REFUSALS was played
 
     def rage(self) -> History:
@@ -159,6 +159,10 @@ class Nemesis:
                 time.sleep(min(left, 0.2))  # the timetable is kept by the clock
                 self._look_after_server()
             self.history.behind.append((_boot(), time.monotonic() - begun - at))
+            if fault.target == "server" and self._ending is not None and not self._has_ended(fault):
+                # Faults of other things go on: it may be the disk that it waits for.
+                heapq.heappush(events, (time.monotonic() - begun + 0.2, number, fault, begins))
+                continue
             self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
             if begins:
                 self.history.counts[fault.kind] += 1
@@ -178,6 +182,22 @@ class Nemesis:
                 last = self._world.log().splitlines()[-8:]
                 self.history.wrongs.append(f"the server ended by itself with status {status}: {last}")
             self._world.start_server()
+
+    def _has_ended(self, fault: Fault) -> bool:
+        """Whether the server has done as `fault` told it, or will not. Only then it is started again."""
+        assert self._ending is not None and self._world.server is not None
+        told, deadline = self._ending
+        if fault is not told:
+            return False
+        status = self._world.server.poll()
+        if status is None and time.monotonic() < deadline:
+            return False
+        if status is None:
+            self.history.wrongs.append("the server did not end when it was told to")
+            self._world.kill_server()
+        elif status not in (0, -signal.SIGTERM) and not self._has_refused(status):
+            self.history.wrongs.append(f"the server, told to end, did so with status {status}")
+        return True
 
     def _has_refused(self, status: int) -> bool:
         """Whether the server had a reason not to start, and said so, by its status too."""
@@ -199,6 +219,7 @@ class Nemesis:
                 assert world.server is not None
                 # One that is only starting has no handler yet: SIGTERM is then a kill.
                 world.server.terminate()
+                self._ending = fault, time.monotonic() + PATIENCE
             case "restart server":
                 self._operate(self._restart)
             case "freeze server":
@@ -239,15 +260,7 @@ class Nemesis:
                 world.start_server()
                 self._down = False
             case "end server":
-                assert world.server is not None
-                try:
-                    status = world.server.wait(PATIENCE)
-                except TimeoutExpired:
-                    self.history.wrongs.append("the server did not end when it was told to")
-                    world.kill_server()
-                    status = 0
-                if status not in (0, -signal.SIGTERM) and not self._has_refused(status):
-                    self.history.wrongs.append(f"the server, told to end, did so with status {status}")
+                self._ending = None
                 world.start_server()
                 self._down = False
             case "freeze server":
