@@ -7,6 +7,7 @@ import random
 import shutil
 import sqlite3
 import subprocess
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import pytest
 import requests
 from server import ENDS, Server
 from websockets.sync.client import connect
+
+import apsis
 
 WAIT = 60.0
 BAD_TEXT = b"\xff\xfe"  # no UTF-8
@@ -277,7 +280,10 @@ def test_pages_that_are_damaged_are_said_to_be_and_cost_only_what_was_on_them(
                 break
         assert requests.get(f"{server.url}/alive", timeout=WAIT).status_code == 200
     finally:
+        began = time.monotonic()
         status = server.end()
+        took = time.monotonic() - began
         server.end_agent()
+    assert took < apsis.STOP, "it waited for a damaged file to heal"
     assert status == (74 if refused else 0)
     assert refused or not live

@@ -194,6 +194,12 @@ def is_imported(path: Path) -> bool:
         return False
 
 
+def is_damaged(error: BaseException) -> bool:
+    """Whether the file itself is what is wrong: then no time and no room will help."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def explain(path: Path, error: BaseException) -> str:
     """What went wrong with the file, and the way out."""
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF

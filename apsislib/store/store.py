@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from sqlite3 import Connection
 from threading import Condition, Event, Lock, Thread
@@ -500,11 +501,12 @@ class Store:
                 return written
             except (sqlite3.Error, OSError, MemoryError) as error:
                 self._brake(error)
+                damaged = files.is_damaged(error)
             # Another connection: one that has seen an I/O error may go on seeing it.
             reopened = False
             while not reopened:
                 with self._lock:
-                    if self._filled.wait_for(lambda: self._abandoned, pause):
+                    if self._filled.wait_for(partial(self._gives_up_locked, damaged), pause):
                         return None
                 pause = min(2 * pause, LONGEST_PAUSE)
                 try:
@@ -514,6 +516,10 @@ class Store:
                     self._brake(error)
             if done == self._batches:  # only the answer of that commit was lost
                 return written
+
+    def _gives_up_locked(self, damaged: bool) -> bool:
+        """Whether to close without what can't be written. Room may be made till then; no file heals."""
+        return self._abandoned or (self._closing and damaged)
 
     def _reopen(self) -> int:
         """(apsis-writer only) Connect again. Returns the number of the last batch in the file."""
