@@ -161,10 +161,13 @@ class Server(Client):
         except (FileNotFoundError, ProcessLookupError):
             return
         try:
-            for number in (signal.SIGQUIT, signal.SIGKILL):
-                signal.pidfd_send_signal(agent, number)
-                if select.select([agent], [], [], 15)[0]:
-                    return
+            signal.pidfd_send_signal(agent, signal.SIGQUIT)
+            # It would wait for a server to fetch what its programs left; there is none any more.
+            end = time.monotonic() + 15
+            while children(pid) and time.monotonic() < end and not select.select([agent], [], [], 0.02)[0]:
+                pass
+            signal.pidfd_send_signal(agent, signal.SIGKILL)
+            select.select([agent], [], [], 15)
         except ProcessLookupError:
             pass
         finally:
@@ -203,6 +206,18 @@ class Server(Client):
             text=True,
             env=environment(**environ),
         )
+
+
+def children(pid: int) -> list[str]:
+    """Processes that one has started; none, where it is no more."""
+    try:
+        return [
+            number
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for number in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return []
 
 
 def environment(**more: str) -> dict[str, str]:

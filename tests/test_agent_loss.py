@@ -52,6 +52,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("GO", str(tmp_path / "go"))
     with World(tmp_path, JOBS, RECONNECT, LAUNCH, agents=1) as world:
         yield world
+        for agent in world.agents:
+            agent.end()  # at once, while there is a server that fetches what it has
 
 
 def begin(world: World, job_id: str) -> str:
