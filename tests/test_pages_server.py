@@ -45,6 +45,9 @@ def test_an_agent_is_shown_with_its_runs_as_they_come_and_go(server: Server, age
     expect(cells.locator("[data-agent=live]")).to_have_text("live")
     expect(agents.locator("main table").last).to_contain_text("connected")
     accessible(agents)
+    agents.emulate_media(color_scheme="dark")
+    accessible(agents, "color-contrast")
+    agents.emulate_media(color_scheme="light")
     server.post(f"/runs/{run_id}/signal/KILL")
     expect(head).to_contain_text("1 live · 0 runs")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import AGENT, HOSTILE, JOBS, accessible, live, watched
+from browsing import AGENT, HOSTILE, JOBS, accessible, live, until, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 from server import ENDS, Server, environment
@@ -186,6 +186,61 @@ def test_the_window_is_moved_zoomed_and_shared_by_its_address(site: Installation
     page.mouse.move(box["x"] + 500, box["y"] + 10, steps=4)
     page.mouse.up()
     expect(page).to_have_url(re.compile(r"at=\d{8}T\d{6}Z"))
+
+
+def test_fingers_pan_and_zoom_the_timeline_scroll_past_it_and_open_runs(
+    site: Installation, browser: Browser
+) -> None:
+    start = datetime(2031, 5, 6, 10, tzinfo=UTC).timestamp() - 20 * 366 * 86400
+    past(site, "touched", 700_020, start, 7200, State.SUCCESS)
+    phone = {"viewport": {"width": 390, "height": 700}, "has_touch": True, "is_mobile": True}
+    with watched(browser, site.url, **phone) as page:
+        page.goto("/?at=20110420T220000Z&span=1440m&jobs=touched")
+        window, lanes = page.locator(".window"), page.locator(".lanes")
+        expect(window).to_have_text("2011-04-21 00:00 – 04-22 00:00")
+        bar = lanes.locator("a")
+        expect(bar).to_have_count(1)
+        lanes.scroll_into_view_if_needed()
+        hand = page.context.new_cdp_session(page)
+
+        def touch(kind: str, *fingers: tuple[float, float]) -> None:
+            points = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(fingers)]
+            hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+        def drag(*ways: tuple[tuple[float, float], tuple[float, float]]) -> None:
+            """Each finger from one point to another, in ten steps."""
+            for n in range(11):
+                fingers = [(x + (to - x) * n / 10, y + (down - y) * n / 10) for (x, y), (to, down) in ways]
+                touch("touchMove" if n else "touchStart", *fingers)
+            touch("touchEnd")
+
+        box = lanes.bounding_box()
+        assert box is not None
+        left, width, y = box["x"], box["width"], box["y"] + box["height"] / 2
+        # To the left by a quarter of the chart: a quarter of the day later.
+        drag(((left + 0.75 * width, y), (left + 0.5 * width, y)))
+        expect(window).to_have_text(re.compile("2011-04-21 0[56]:.. – 04-22 0[56]:.."))
+        drag(((left + 0.4 * width, y), (left + 0.65 * width, y)))
+        expect(window).to_have_text(re.compile("2011-04-2[01] (23|00):.. – 04-2[12] (23|00):.."))
+
+        # Two fingers, from half as far apart: half as long, and what was between them stays there.
+        hours = "const [a, b] = document.querySelector('.window').textContent.match(/\\d\\d:\\d\\d/g)"
+        hours += ".map((t) => t.split(':')[0] * 60 + +t.split(':')[1]); return (b - a + 1440) % 1440;"
+        one, other = (left + 0.4 * width, y), (left + 0.6 * width, y)
+        drag((one, (left + 0.3 * width, y)), (other, (left + 0.7 * width, y)))
+        until(page, f"(() => {{ {hours} }})() > 650")
+        assert page.evaluate(f"(() => {{ {hours} }})()") < 800
+        expect(page).to_have_url(re.compile(r"span=[67]\d\dm"))
+
+        # Up: the page scrolls, and the window stays.
+        shown = window.text_content()
+        before = page.evaluate("scrollY")
+        drag(((left + 0.5 * width, y), (left + 0.5 * width, y - 200)))
+        until(page, f"scrollY > {before}")
+        assert window.text_content() == shown
+
+        bar.tap()
+        expect(page).to_have_url(re.compile("/runs/r700020$"))
 
 
 def test_jobs_of_the_timeline_are_found_by_words(site: Installation, page: Page) -> None:

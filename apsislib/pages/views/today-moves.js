@@ -1,26 +1,46 @@
-// How the chart of the timeline is moved, by pointer and by keys, and what is said of the run that is pointed at.
+// How the chart of the timeline is moved, by mouse, fingers and keys, and what is said of the run that is pointed at.
+
+const SLACK = 4; // px that a pointer may move and still mean what it is on
 
 /** Listen to what is done to a chart. */
 export function listen(chart) {
   const picture = chart.picture;
-  let from = null;
+  // What is held down, by pointer ID: a mouse button, or up to two fingers. A finger that goes up or down scrolls
+  // the page (`touch-action` in today.css), and the browser takes it away from us.
+  const held = new Map();
+  let moved = false;
+  const spread = () => {
+    const [a, b] = [...held.values()];
+    return { gap: Math.max(20, Math.abs(a - b)), at: (a + b) / 2 };
+  };
   picture.addEventListener("pointerdown", (event) => {
-    if (event.button !== 0 || event.pointerType === "touch") return;
-    from = { x: event.clientX, moved: false, id: event.pointerId };
+    if (event.button === 0 && held.size < 2) held.set(event.pointerId, event.clientX);
   });
   picture.addEventListener("pointermove", (event) => {
-    if (from) {
-      const by = event.clientX - from.x;
-      if (!from.moved && Math.abs(by) < 4) return;
-      if (!from.moved) picture.setPointerCapture(from.id);
-      from.moved = chart.dragging = true;
-      from.x = event.clientX;
-      chart.hide();
-      chart.does.pan(-by / chart.width);
-    } else chart.show(event.target.closest("[data-tip]"), event.clientX, event.clientY);
+    const was = held.get(event.pointerId);
+    if (was === undefined) {
+      if (!held.size) chart.show(event.target.closest("[data-tip]"), event.clientX, event.clientY);
+      return;
+    }
+    const by = event.clientX - was;
+    if (!moved && Math.abs(by) < SLACK) return;
+    // What a finger is on is drawn anew as it moves: only who has captured it goes on hearing of it.
+    if (!moved) for (const id of held.keys()) picture.setPointerCapture(id);
+    moved = chart.dragging = true;
+    chart.hide();
+    const before = held.size === 2 ? spread() : null;
+    held.set(event.pointerId, event.clientX);
+    if (before) {
+      const after = spread();
+      const at = (after.at - picture.getBoundingClientRect().left) / chart.width;
+      chart.does.pan((before.at - after.at) / chart.width);
+      chart.does.zoom(before.gap / after.gap, at);
+    } else chart.does.pan(-by / chart.width);
   });
-  const end = () => {
-    from = null; // the click after a drag goes to the picture, which has captured the pointer, not to a bar
+  const end = (event) => {
+    held.delete(event.pointerId);
+    if (held.size) return;
+    moved = false; // the click after a drag goes to the picture, which has captured the pointer, not to a bar
     chart.dragging = false;
   };
   picture.addEventListener("pointerup", end);

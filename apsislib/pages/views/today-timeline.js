@@ -298,7 +298,7 @@ function legend() {
     el(
       "span",
       { class: "keys" },
-      "drag or ",
+      "drag, pinch or ",
       el("kbd", {}, "←"),
       " ",
       el("kbd", {}, "→"),
