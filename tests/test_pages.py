@@ -146,6 +146,7 @@ def test_keys_lead_to_every_page_and_say_so(site: Installation, page: Page) -> N
     page.keyboard.press("/")  # there is no search there
     expect(page.get_by_label("Search runs")).to_be_focused()
     page.keyboard.press("Escape")
+    expect(page.locator("main tbody a.row-link").first).to_be_visible()
     page.keyboard.press("j")
     assert page.evaluate("document.activeElement.className").endswith("row-link")
 
