@@ -219,13 +219,32 @@ def test_repeats_are_hidden_and_shown_on_demand(site: Installation, page: Page) 
     rows = opened(page, "/runs?q=date==again")
     expect(rows).to_have_count(1)
     expect(rows).to_contain_text(made[-1])
-    page.get_by_role("button", name="+3").click()
+    fetched = page.locator(".counted")
+    expect(fetched).to_have_text("3 repeats hidden, of all 4 runs that fit. ")
+    page.get_by_role("button", name="+3", exact=True).click()
     expect(rows).to_have_count(4)
+    expect(fetched).to_have_count(0)
     assert ids(rows) == made[::-1]
     page.get_by_role("button", name="+3").click()
     expect(rows).to_have_count(1)
     page.get_by_label("hide repeats").uncheck()
     expect(rows).to_have_count(4)
+
+
+def test_repeats_are_counted_as_far_as_runs_have_been_fetched(site: Installation, page: Page) -> None:
+    now = site.clock.wall()
+    put(site, [past(400_000 + n, "often", now - 20 * DAY + n) for n in range(1500)])
+    rows = opened(page, "/runs?q=often&show=50")
+    expect(rows).to_have_count(1)
+    button = rows.get_by_role("button", name=re.compile(r"^\+\d+…$"))
+    expect(button).to_have_attribute("title", re.compile("of those fetched so far"))
+    fetched = page.locator(".counted")
+    expect(fetched).to_have_text(re.compile("repeats hidden, of the .* runs fetched so far"))
+    while page.get_by_role("button", name="Earlier runs").count():
+        page.get_by_role("button", name="Earlier runs").click()
+        expect(page.locator(".more")).not_to_contain_text("Searching")
+    expect(fetched).to_have_text("1,499 repeats hidden, of all 1,500 runs that fit. ")
+    expect(rows.get_by_role("button", name="+1499", exact=True)).to_be_visible()
 
 
 def test_a_page_that_is_read_does_not_jump(site: Installation, page: Page) -> None:

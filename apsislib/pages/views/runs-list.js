@@ -107,6 +107,7 @@ export class RunsList {
     const full = this.runs.size >= MOST;
     fill(
       this.more,
+      this.hidden && !text ? el("span", { class: "soft counted" }, this.counted()) : null,
       text
         ? el("span", { class: "soft" }, text)
         : this.next && full
@@ -145,22 +146,31 @@ export class RunsList {
     }
     return shown.flatMap((key) => {
       const [first, ...others] = groups.get(key);
-      this.note(first, others.length, key, false);
+      this.note(first, others.length, key, false, this.next !== null);
       if (!this.expanded.has(key)) return [first];
       for (const run of others) this.note(run, 0, key, true);
       return [first, ...others];
     });
   }
 
-  note(run, repeats, key, under) {
-    if (run.repeats === repeats && run.under === under) return;
-    const now = { ...run, repeats, group: key, under };
+  note(run, repeats, key, under, open = false) {
+    if (run.repeats === repeats && run.under === under && run.open === open) return;
+    const now = { ...run, repeats, group: key, under, open };
     Object.assign(run, now);
     this.rows.forgetOne(run.run_id);
   }
 
+  /** What is hidden, of what: repeats are looked for among the runs that are here, not in all of the history. */
+  counted() {
+    const repeats = plural(this.hidden, "repeat");
+    return this.next
+      ? `${repeats} hidden, of the ${plural(this.runs.size, "run")} fetched so far. `
+      : `${repeats} hidden, of all ${plural(this.runs.size, "run")} that fit. `;
+  }
+
   draw() {
     const shown = this.visible();
+    this.hidden = this.runs.size - shown.length;
     this.rows.show(shown);
     this.empty.hidden = shown.length > 0 || this.next !== null;
     fill(this.empty, isAhead(this.filters) ? "Nothing is scheduled that fits." : "No runs.");

@@ -76,10 +76,12 @@ export function cells(list, run) {
               type: "button",
               class: "quiet",
               "aria-expanded": String(list.expanded.has(run.group)),
-              title: "Runs of the same job and args",
+              title: run.open
+                ? "Runs of the same job and args, of those fetched so far: earlier ones may follow"
+                : "All other runs of the same job and args that fit the search",
               onclick: () => list.expand(run.group),
             },
-            `+${run.repeats}`,
+            `+${run.repeats}${run.open ? "…" : ""}`,
           )
         : null,
     ),
