@@ -33,15 +33,8 @@ from programs.base import (
 )
 from programs.ecs import request
 from programs.ecs.tasks import Tasks
-from programs.procstar import (
-    Ending,
-    Procstar,
-    bind_argv,
-    load_ending,
-    parse_argv,
-    parse_command,
-    parse_ending,
-)
+from programs.keys import Ending, bind_argv, load_ending, parse_argv, parse_command, parse_ending
+from programs.procstar import Procstar
 
 BOUND = "apsis.program.procstar.aws.ecs_agent.BoundProcstarECSProgram"
 KEYS = (
