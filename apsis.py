@@ -15,10 +15,8 @@ import faulthandler
 import gc
 import logging
 import os
-import pickle
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import traceback
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
 
 VERSION = "0.1.0"
 STOP = 15.0  # s; what the whole stop ladder may take before threads are left behind and named
-RETENTION = 90 * 86400.0  # s; of databases of our own, where the server's file says nothing
-RETIRED = 1_000_000  # runs that retention moves in a day at most: more than a server makes
 WRITER = "apsis-writer"  # the thread that stores what was decided
 UNSTORED = 74  # exit status when that could not be written until the end
 DEATH = 70  # exit status when the timer, the writer or the kernel has failed: restart me
@@ -48,7 +44,6 @@ SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
 NOFILE = 65536  # descriptors; an agent that is connected takes three
 
-LOAD = "_load-jobs"  # the command of the process that reads jobs for a server
 
 log = logging.getLogger("apsis")
 
@@ -104,6 +99,7 @@ class Apsis:
         from apsislib.errors import BadRequest
         from apsislib.feeds import Feed
         from apsislib.live import Live
+        from apsislib.loading import load_jobs, load_jobs_apart
         from apsislib.localagent import LocalAgent
         from apsislib.ports import Port, ports
         from apsislib.samples import Samples
@@ -304,95 +300,6 @@ class Apsis:
         os._exit(DEATH)
 
 
-# -- jobs ------------------------------------------------------------------------------------------
-
-
-def load_jobs(config: Any, kinds: Any = None) -> Any:
-    """The job directory, read and checked. Raises JobErrors."""
-    import programs
-    from apsislib import jobs
-    from apsislib.calendars import Calendars
-    from apsislib.clock import WallClock
-
-    if kinds is None:
-        types = (config.schedule_types, config.condition_types, config.action_types)
-        kinds = jobs.Kinds(programs.Table(config).parse, Calendars(config.calendars), *types)
-    found, errors = jobs.read_dir(config.job_dir, kinds)
-    found = found.with_jobs(own_jobs(config, kinds))
-    now = WallClock().wall()
-    errors += jobs.check(found, now, kinds.calendars.get, {error.job_id for error in errors})
-    if errors:
-        raise jobs.JobErrors(f"errors loading jobs in {config.job_dir}", errors)
-    retired = jobs.check_retention(found, now, kinds.calendars.get, retention(config))
-    return found.with_warnings(map(str, retired))
-
-
-def own_jobs(config: Any, kinds: Any) -> list[Any]:
-    """The jobs that the server's file asks for."""
-    from apsislib import jobs
-
-    age = retention(config)
-    if age is None:
-        return []
-    path = config.database.path.absolute()
-    target = config.runs.archive or path.with_name(f"{path.stem}-archive{path.suffix}")
-    program: dict[str, Any] = {"type": "purge", "age": age, "count": RETIRED}
-    does = "Deletes old runs"
-    if config.runs.on_retention == "archive":
-        program |= {"type": "archive", "path": str(target.absolute())}
-        does = "Moves old runs to an archive"
-    job = {
-        "metadata": {"description": f"{does}, as runs.retention of the server's file says."},
-        "schedule": {"type": "daily", "daytime": "03:30:00", "tz": "UTC"},
-        "program": program,
-        "condition": {"type": "max_running", "count": 1},
-    }
-    return [jobs.parse_job(job, "apsis-retention", kinds)]
-
-
-def retention(config: Any) -> float | None:
-    """Seconds after which finished runs leave the database; None: they stay."""
-    from apsislib.store import is_imported
-
-    age = config.runs.retention
-    if age is None:  # what was brought along is kept until somebody has decided
-        return None if is_imported(config.database.path) else RETENTION
-    return None if age == "off" else float(age)
-
-
-def load_jobs_apart(config: Any) -> Any:
-    """The same, by a process of its own: to parse thousands of files takes seconds of the interpreter,
-    in which runs would begin late. Raises JobErrors; ApsisError where the process fails."""
-    from apsislib import itself
-    from apsislib.errors import ApsisError
-
-    child = subprocess.run(
-        itself.command(LOAD), input=pickle.dumps(config), stdout=subprocess.PIPE, check=False
-    )
-    if child.returncode:
-        raise ApsisError(f"the jobs could not be read: process ended with {child.returncode}, see the log")
-    found, error = pickle.loads(child.stdout)
-    if error is not None:
-        raise error
-    return found
-
-
-def answer_with_jobs() -> int:
-    """What the process of load_jobs_apart does: a config on stdin, jobs or an error on stdout."""
-    from apsislib.errors import ApsisError
-
-    answer = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what users' modules print goes to the server's log
-    found = error = None
-    try:
-        found = load_jobs(pickle.load(sys.stdin.buffer))
-    except ApsisError as wrong:
-        error = wrong
-    with answer:
-        pickle.dump((found, error), answer)
-    return 0
-
-
 # -- commands --------------------------------------------------------------------------------------
 
 
@@ -519,6 +426,7 @@ def check_jobs(args: argparse.Namespace) -> int:
     from apsislib.cli.show import machine
     from apsislib.clock import WallClock
     from apsislib.errors import ApsisError
+    from apsislib.loading import retention
 
     if not Path(args.dir).is_dir():
         print(f"error: not a directory: {args.dir}", file=sys.stderr)
@@ -641,7 +549,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from apsislib import agent
 
         return agent.main(args[1:])
-    if args == [LOAD]:
+    if args == [itself.LOAD]:
+        from apsislib.loading import answer_with_jobs
+
         set_up_logging("WARNING")
         return answer_with_jobs()
     prog = "apsisctl" if Path(sys.argv[0]).name == "apsisctl" else "apsis"

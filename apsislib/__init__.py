@@ -14,6 +14,7 @@ the engine   driver (the lock, the timer, the hands; its __init__.py says more),
 edges        api, live, shapes, pages, cli, agent, localagent;
              for agents that connect: links, roster, registering, ports
              (and at the top: programs, agent_server, apsis)
+the jobs     loading: those of a server, from its files; by a process of its own
 by hand      offline: what operators do to the database file; moving: from other schedulers
 
 tests/test_layers.py holds the table of who may import whom.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent  # what holds apsis.py, and in apsis.pyz all that it needs
 UNPACKED = ".unpacked"  # lies in a root that apsis.pyz has made
+LOAD = "_load-jobs"  # the command of the process that reads jobs for a server: see loading.py
 
 # Not by PYTHONPATH: programs of an agent, which may run by another Python, would inherit it. A root that
 # is on the path already is that of installed packages, and stays behind the standard library.

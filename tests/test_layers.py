@@ -86,6 +86,7 @@ FLOORS = {
     "programs": 71,
     "agent_server": 72,
     # above the edges
+    "apsislib.loading": 72,
     "apsislib.offline": 72,
     "apsislib.moving": 73,
     # the root
