@@ -11,6 +11,7 @@ order in which its parts start and stop. apsislib/__init__.py says where to read
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
 import gc
 import logging
@@ -489,7 +490,8 @@ def create(args: argparse.Namespace) -> int:
 
 def complain(error: Exception) -> None:
     """An error that is the operator's to mend: sentences, no traceback."""
-    print(f"error: {error}", file=sys.stderr)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    print(f"error: {error}" + (": make room on the disk" if full else ""), file=sys.stderr)
     for detail in getattr(error, "errors", ()):
         job = f"job {detail.job_id}: " if getattr(detail, "job_id", None) else ""
         print(f"  {job}{detail}", file=sys.stderr)

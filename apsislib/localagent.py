@@ -61,10 +61,13 @@ class Identity:
         """Whole or not at all, for nobody else's eyes."""
         draft = path.with_name(path.name + ".new")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w") as file:
-            json.dump(asdict(self), file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with open(descriptor, "w") as file:
+                json.dump(asdict(self), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:  # which does not know the name
+            raise OSError(error.errno, error.strerror, str(draft)) from None
         draft.rename(path)
 
     def alive(self) -> bool:
@@ -164,10 +167,15 @@ class LocalAgent:
 
     def _wait_for_end(self) -> bool:
         """Whether the agent has ended, and not our own time come."""
-        try:
-            process = os.pidfd_open(self.identity.pid)
-        except ProcessLookupError:
-            return not select.select([self._stop], [], [], CRASHED)[0]
+        while True:
+            try:
+                process = os.pidfd_open(self.identity.pid)
+                break
+            except ProcessLookupError:
+                return not select.select([self._stop], [], [], CRASHED)[0]
+            except OSError:  # no descriptor is left: whether it lives is seen when there is one
+                if select.select([self._stop], [], [], CRASHED)[0]:
+                    return False
         try:
             ready = select.select([process, self._stop], [], [])[0]
         finally:

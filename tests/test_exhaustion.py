@@ -91,6 +91,58 @@ def test_without_descriptors_what_runs_goes_on_and_new_clients_wait_until_there_
         time.sleep(0.05)
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    argv = ["mount", "-t", "tmpfs", "-o", "size=1m", "apsis-test", str(directory)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 0, f"to mount a small disk it takes root: {done.stderr}"
+    yield directory
+    subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill(disk: Path, but: int = 0) -> Path:
+    """Nothing is free, `but` so many bytes; the file that takes the rest."""
+    ballast = disk / "ballast"
+    with open(ballast, "ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    os.truncate(ballast, ballast.stat().st_size - but)
+    return ballast
+
+
+def test_a_server_that_is_started_on_a_full_disk_says_so_and_starts_when_there_is_room(
+    small_disk: Path,
+) -> None:
+    server = Server(small_disk, {"noop": JOBS["noop"]})
+    argv = [*server.program, "serve", "--config", str(small_disk / "apsis.yaml"), "--port", "0"]
+
+    def refused() -> str:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=WAIT)
+        assert done.returncode == 1, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert str(small_disk / "apsis.db") in line and "make room on" in line, line
+        return line
+
+    # The log goes elsewhere.
+    (small_disk / "server.log").symlink_to(small_disk.parent / "server.log")
+    fill(small_disk)
+    assert "full" in refused()  # it has no database yet
+    fill(small_disk, 8192)
+    refused()
+    (small_disk / "ballast").unlink()
+    with server.running():
+        run_id = server.schedule({"job_id": "noop"})
+    fill(small_disk)
+    assert "disk I/O error (SQLITE_IOERR_" in refused()  # as SQLite says where its own files don't fit
+    fill(small_disk, 8192)
+    refused()
+    (small_disk / "ballast").unlink()
+    with server.running():
+        assert server.until(run_id, *ENDS)["state"] == "success"
+
+
 AGENTS = "procstar: {agent: {enable: true, server: {host: 127.0.0.1, port: %d, plain: true}}}\n"
 
 

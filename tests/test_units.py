@@ -41,6 +41,7 @@ SPECS = """
 """
 LOG = "[Service]\nStandardOutput=append:/run/{0}.log\nStandardError=append:/run/{0}.log\n"
 WATCHDOG = "/etc/systemd/system/apsis.service.d/watchdog.conf"
+HASTE = "/etc/systemd/system/apsis.service.d/haste.conf"
 UNITS = ("apsis.service", "apsis-agent.service")
 
 
@@ -244,3 +245,27 @@ def test_a_local_agent_lives_on_with_its_programs(host: Host) -> None:
     host.run("systemctl", "restart", "apsis.service")
     assert host.pid("apsis.service") != before
     host.goes_on(run_id, "apsis")
+
+
+def test_a_server_that_is_started_on_a_full_disk_is_tried_until_there_is_room(host: Host) -> None:
+    # By default it would give up at the sixth time in ten seconds.
+    assert host.systemd.show("apsis.service", "StartLimitIntervalUSec") == "0"
+    ballast = "/var/lib/apsis/ballast"
+    host.run("systemctl", "stop", "apsis.service")
+    host.run("mount", "-t", "tmpfs", "-o", "size=256k", "apsis-test", "/var/lib/apsis")
+    try:
+        host.run("/bin/sh", "-c", f"head -c 1m /dev/zero > {ballast}", check=False)
+        host.run("/bin/sh", "-c", f"echo '[Service]\nRestartSec=50ms' > {HASTE}; systemctl daemon-reload")
+        host.run("systemctl", "start", "--no-block", "apsis.service")
+        end = time.monotonic() + 90
+        while int(host.systemd.show("apsis.service", "NRestarts")) < 2:
+            assert time.monotonic() < end, host.systemd.log()
+            time.sleep(0.1)
+        said = host.run("tail", "-n", "1", "/run/apsis.service.log")
+        assert "error: database /var/lib/apsis/apsis.db: " in said and "make room on" in said
+        host.run("mount", "-o", "remount,size=64m", "/var/lib/apsis")
+        host.pid("apsis.service")
+    finally:
+        host.run("systemctl", "stop", "apsis.service")
+        host.run("umount", "/var/lib/apsis")
+        host.run("/bin/sh", "-c", f"rm -f {HASTE}; systemctl daemon-reload; systemctl start apsis.service")

@@ -12,7 +12,6 @@ from contextlib import closing, suppress
 from importlib import resources
 from pathlib import Path
 from sqlite3 import Connection
-from typing import BinaryIO
 from urllib.parse import quote
 
 from apsislib.errors import ApsisError
@@ -25,6 +24,7 @@ ARCHIVE_ID = 0x41505341
 
 TIMEOUT = 5.0  # s; how long to wait for a lock that somebody else, e.g. the sqlite3 shell, holds
 OLD_TABLES = {"clock", "runs", "run_history"}  # what databases of Apsis 2 have, of whatever release
+SCANT = 2**18  # bytes; with less than this free a disk is as good as full
 MIN_SQLITE = (3, 37, 0)  # STRICT tables
 
 PAGES_IN_WAL = 4000  # 16 MB; the writer checkpoints at a commit beyond this
@@ -103,20 +103,20 @@ class Lock:
         # never removed: another process might be about to lock the name that we would take away.
         self.path = path.with_name(path.name + ".lock")
         try:
-            self._file: BinaryIO = open(self.path, "a+b")  # noqa: SIM115
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise ApsisError(f"can't lock {path}: {error.strerror}: {self.path}") from None
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.seek(0)
-            owner = self._file.read(20).decode("ascii", "replace").strip()
+            owner = (self._file.read(20) or b"").decode("ascii", "replace").strip()
             self._file.close()
             by = f"process {owner}" if owner else "another process"
             raise ApsisError(f"{path} is in use by {by}: stop it, or use another database") from None
-        self._file.truncate(0)
-        self._file.write(f"{os.getpid()}\n".encode())
-        self._file.flush()
+        with suppress(OSError):  # a courtesy; should the disk be full, the database will say so
+            self._file.truncate(0)
+            self._file.write(f"{os.getpid()}\n".encode())
 
     def release(self) -> None:
         self._file.close()
@@ -211,14 +211,30 @@ def explain(path: Path, error: BaseException) -> str:
         sqlite3.SQLITE_READONLY: "let the server's user write to the file and its directory",
         sqlite3.SQLITE_CANTOPEN: "let the server's user read and write the file and its directory",
         sqlite3.SQLITE_BUSY: "another program holds it locked: end that program's transaction",
-        sqlite3.SQLITE_IOERR: "look for errors of the disk in the system log",
+        sqlite3.SQLITE_IOERR: "look for errors of the disk in the system log, and for quotas",
     }.get(code)
     if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_ROLLBACK":
         remedy = (
             "whoever wrote to it last was cut off; undo what was left half done with"
             f" `sqlite3 {path} .tables`, as a user who may write to the file and its directory"
         )
-    return f"database {path}: {error}" + (f": {remedy}" if remedy else "")
+    text = str(error)
+    if code == sqlite3.SQLITE_IOERR:
+        # Not only a broken disk: SQLite says so too where there is no room for its files beside the database.
+        text += f" ({getattr(error, 'sqlite_errorname', '')})"
+        free = _free(path)
+        if free is not None and free < SCANT:
+            remedy = f"the disk is full, {free} bytes are free: make room on it"
+    return f"database {path}: {text}" + (f": {remedy}" if remedy else "")
+
+
+def _free(path: Path) -> int | None:
+    """Bytes that the file system of this file has for us; None where it can't be asked."""
+    try:
+        found = os.statvfs(path.parent)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize if found.f_favail or not found.f_files else 0
 
 
 def _judge(db: Connection, path: Path, latest: int) -> None:
