@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from server import PROGRAM, Server, environment
@@ -69,24 +72,39 @@ def test_every_command_is_offered_and_none_that_is_inward() -> None:
     assert not [name for name in found if name.startswith("_")]
 
 
-def test_bash_completes_jobs_and_runs_of_the_server(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "apsis").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PROGRAM}" "$@"\n')
-    (tmp_path / "apsis").chmod(0o755)
-    script = server.command("completion", "bash").stdout
+@pytest.fixture(scope="module")
+def typed(server: Server, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a shell in which `apsis` is ours, and means the server."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "apsis").write_text(f'#!/bin/sh\nexec "{sys.executable}" "{PROGRAM}" "$@"\n')
+    (home / "apsis").chmod(0o755)
+    for shell in ("bash", "zsh", "fish"):
+        assert shutil.which(shell), f"completion is tested in {shell}: install it"
+        (home / f"apsis.{shell}").write_text(completion.SCRIPTS[shell])
+    assert server.command("completion", "fish").stdout == completion.SCRIPTS["fish"]
+    (home / "some-file.yaml").touch()
+    return environment(
+        PATH=f"{home}:{os.environ['PATH']}",
+        APSIS_HOST=f"localhost:{server.port}",
+        HOME=str(home),
+        ZDOTDIR=str(home),
+        XDG_CONFIG_HOME=str(home),
+        TERM="dumb",
+    )
+
+
+def test_bash_completes_jobs_and_runs_of_the_server(server: Server, typed: dict[str, str]) -> None:
     run_id = server.schedule({"job_id": "etl/get"})
 
     def tab(*words: str) -> list[str]:
         line = " ".join(f"'{word}'" for word in words)
-        asked = (
-            f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _apsis; printf '%s\\n' \"${{COMPREPLY[@]}}\""
-        )
-        path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "APSIS_HOST": f"localhost:{server.port}"}
+        asked = f"source ~/apsis.bash; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _apsis"
         done = subprocess.run(
-            ["bash", "-c", f"{script}\n{asked}"],
+            ["bash", "-c", f"{asked}; printf '%s\\n' \"${{COMPREPLY[@]}}\""],
             capture_output=True,
             text=True,
             timeout=60,
-            env=environment(**path),
+            env=typed,
         )
         assert done.returncode == 0 and done.stderr == ""
         return done.stdout.split()
@@ -96,10 +114,44 @@ def test_bash_completes_jobs_and_runs_of_the_server(server: Server, tmp_path: Pa
     assert tab("apsis", "--port", "1", "job", "") == []
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_scripts_of_other_shells_ask_in_the_same_way(server: Server, shell: str) -> None:
-    script = server.command("completion", shell).stdout
-    assert "_complete" in script and "apsisctl" in script
+def test_fish_completes_jobs_states_and_files(typed: dict[str, str]) -> None:
+    lines = ["apsis schedule now etl/", "apsis runs -s run", "apsis serve --config some", "apsisctl watc"]
+    asked = "; echo ==; ".join(f"complete -C '{line}'" for line in lines)
+    done = subprocess.run(
+        ["fish", "-c", f"cd; source apsis.fish; function apsisctl; apsis $argv; end; {asked}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=typed,
+    )
+    assert done.stderr == ""
+    found = [part.split() for part in done.stdout.split("==")]
+    assert found == [["etl/get", "etl/load"], ["running"], ["some-file.yaml"], ["watch"]]
+
+
+def test_zsh_completes_jobs_states_and_files(typed: dict[str, str]) -> None:
+    """On a terminal, as only there it completes anything."""
+    child, terminal = pty.fork()
+    if child == 0:
+        os.chdir(typed["HOME"])
+        os.execvpe("zsh", ["zsh", "-f", "-i"], typed)
+
+    def type_(keys: str, shown: str) -> None:
+        os.write(terminal, keys.encode())
+        seen, end = b"", time.monotonic() + 60
+        while shown.encode() not in seen:
+            assert select.select([terminal], [], [], end - time.monotonic())[0], seen
+            seen += os.read(terminal, 65536)
+
+    try:
+        load = "autoload -U compinit; compinit -D -u; source ~/apsis.zsh; echo re''ady\n"
+        type_(load, "ready")
+        type_("apsis schedule now etl/g\t", "etl/get")
+        type_("\x15apsis runs -s run\t", "running")
+        type_("\x15apsis serve --config some\t", "some-file.yaml")
+    finally:
+        os.close(terminal)  # which ends it
+        os.waitpid(child, 0)
 
 
 def test_search_finds_runs_in_the_whole_history(server: Server) -> None:

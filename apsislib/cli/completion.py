@@ -35,7 +35,7 @@ compdef _apsis apsis apsisctl
     "fish": """function __apsis_complete
     set -l words (commandline -opc) (commandline -ct)
     set -l found ($words[1] _complete $words[2..-1] 2>/dev/null)
-    if test (count $found) -gt 0
+    if test -n "$found[1]"
         printf '%s\\n' $found
     else
         __fish_complete_path (commandline -ct)
