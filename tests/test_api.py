@@ -322,6 +322,14 @@ def test_schedule_and_stop_times_are_instants_or_a_duration_after_the_start(site
         ({"job_id": "noop", "times": []}, None),
         ({"job_id": "noop", "times": "now"}, "times must be an object"),
         ({"job_id": "noop", "times": {"schedule": []}}, "times.schedule must be a string"),
+        (
+            {"job_id": "noop", "times": {"scheduled": "2031-05-06T07:00:00Z"}},
+            "times: unexpected keys: scheduled (known: schedule, stop)",
+        ),
+        (
+            {"job_id": "noop", "time": "2031-05-06T07:00:00Z"},
+            "unexpected keys: time (known: job_id, job, args",
+        ),
         ({"job_id": "noop", "times": {"schedule": "tomorrow"}}, "times.schedule: can't parse as time"),
         ({"job_id": "noop", "times": {"schedule": "2031-05-06 07:00:00Z"}}, "times.schedule: can't parse"),
         ({"job_id": "noop", "times": {"schedule": "2031-05-06T07:00:00"}}, "times.schedule: can't parse"),

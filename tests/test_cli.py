@@ -691,6 +691,23 @@ def test_what_is_followed_goes_on_after_a_restart(own: Server, fifo: Fifo, how: 
     assert told == log[len(log) - len(told) :] and "success" in told
 
 
+def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Server, fifo: Fifo) -> None:
+    run_id = made(own, "schedule", "now", "echo", f"fifo={fifo.path}")
+    fifo.open()
+    own.until(run_id, "running")
+    watch = own.spawn(*DEBUG, "watch", run_id)
+    following(watch)
+    watch.send_signal(signal.SIGSTOP)
+    own.kill()
+    own.start()
+    fifo.close()
+    own.until(run_id, *ENDS)
+    watch.send_signal(signal.SIGCONT)
+    shown = watch.communicate(timeout=60)[0]
+    told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
+    assert "reconnecting" in told and told[-1] == "success"
+
+
 def test_patience_with_a_server_that_does_not_come_back_ends(
     own: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,8 @@ ENDED = 10  # runs, of those that do not satisfy a dependency, that are named
 SMALL = 200  # runs of an answer that is made at once, in some 5 ms
 # Runs made by one request: each is a row, and an operator who means more can ask again.
 MAX_COUNT = 10_000
+KEYS = ("job_id", "job", "args", "times")  # of a request for new runs
+TIMES = ("schedule", "stop")
 
 
 # -- lists -----------------------------------------------------------------------------------------
@@ -290,6 +292,7 @@ def _runs(parts: Parts, runs: Iterable[Run], **more: Any) -> Response:
 def create(parts: Parts, request: Request) -> Response:
     count = _count(request.one("count"))
     body = request.json()
+    _known(body, KEYS, "unexpected keys")
     args = _args(body.get("args"))
     schedule, stop = _times(parts, body.get("times"))
     if body.get("job") is not None:
@@ -304,6 +307,13 @@ def create(parts: Parts, request: Request) -> Response:
     else:
         raise BadRequest("missing job_id or job")
     return _runs(parts, made)
+
+
+def _known(given: Mapping[str, Any], known: Iterable[str], said: str) -> None:
+    """A run for next year, its `schedule` misspelt, must not begin now."""
+    surplus = [name for name in given if name not in known]
+    if surplus:
+        raise BadRequest(f"{said}: {' '.join(surplus)[:200]} (known: {', '.join(known)})")
 
 
 def _count(text: str | None) -> int:
@@ -332,7 +342,8 @@ def _times(parts: Parts, value: Any) -> tuple[float | None, float | None]:
     times = value or {}
     if not isinstance(times, dict):
         raise BadRequest("times must be an object with schedule and stop")
-    for name in ("schedule", "stop"):
+    _known(times, TIMES, "times: unexpected keys")
+    for name in TIMES:
         if not isinstance(times.get(name), str | int | float | None):
             raise BadRequest(f"times.{name} must be a string")
     when = times.get("schedule")

@@ -115,7 +115,9 @@ def updates(client: Client, run_id: str) -> Iterator[tuple[str, Any]]:
     """
     lines = -1  # of the log that are known; -1 before the first message
     for message in messages(client, lambda: (("v1", "runs", run_id, "updates"), "init")):
-        for name, part in _parsed(client, message).items():
+        parts = _parsed(client, message)
+        # Of several that come together the run is the last: who has seen its end looks no further.
+        for name, part in sorted(parts.items(), key=lambda item: item[0] == "run" and lines >= 0):
             if name == "run_log" and lines >= 0:
                 part.sort(key=lambda entry: entry["timestamp"])
                 for entry in part[lines:]:
