@@ -213,6 +213,36 @@ def test_on_a_disk_that_becomes_read_only_nothing_new_begins_and_what_runs_is_no
         agent.wait(60)
 
 
+def test_a_file_that_may_not_be_written_for_a_while_is_written_again_by_itself(disk: Path) -> None:
+    server = Server(disk, {job_id: JOBS[job_id] for job_id in ("noop", "count", "often")})
+    with server.running():
+        going = server.schedule({"job_id": "count"})
+        server.until(going, "running")
+        database = [str(disk / "apsis.db"), str(disk / "apsis.db-wal")]
+        # To take the right to write away changes nothing for who has a file open; to make it immutable does.
+        subprocess.run(["chattr", "+i", *database], check=True)
+        try:
+            answer = requests.post(f"{server.url}/runs", json={"job_id": "noop"}, timeout=WAIT)
+            assert answer.status_code == 503 and "apsis.db" in answer.json()["error"], answer.text
+            ill = requests.get(f"{server.url}/health", timeout=WAIT).json()
+            assert any("can't be written" in reason for reason in ill["reasons"]), ill
+            known = set(server.get("/runs", job_id="often", state="success")["runs"])
+            time.sleep(2.5)  # what is due meanwhile is late by more than a second
+            assert set(server.get("/runs", job_id="often", state="success")["runs"]) == known
+            assert server.run(going)["state"] == "running"
+        finally:
+            subprocess.run(["chattr", "-i", *database], check=True)
+        assert server.until(going, *ENDS)["state"] == "success"
+        assert server.output(going) == COUNTED
+        end = time.monotonic() + WAIT
+        while not (late := server.get("/search/runs", q="often alarm:late")["runs"]):
+            assert time.monotonic() < end
+        reasons = [run["reasons"]["late"] for run in late.values()]
+        assert any(why.startswith("the database could not be written from ") for why in reasons), reasons
+        assert server.get("/health") == {"reasons": []}
+        assert server.until(server.schedule({"job_id": "noop"}), *ENDS)["state"] == "success"
+
+
 def test_a_disk_that_hangs_is_said_and_waited_for(disk: Path) -> None:
     server = Server(disk, {job_id: JOBS[job_id] for job_id in ("noop", "count")})
     made: list[requests.Response] = []
