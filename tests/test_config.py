@@ -5,6 +5,7 @@ import signal
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
 
+import config_page
 import pytest
 
 from apsislib.catchup import CatchUp
@@ -444,3 +445,12 @@ def test_every_key_says_what_it_means():
         "port", "host", "cluster_name", "region", "aws_account_id", "log_stream_prefix", "default_vcpu",
         "max_vcpu", "network_configuration", "username", "password",
     }  # fmt: skip
+
+
+def test_the_page_of_keys_is_as_they_are(tmp_path):
+    assert config_page.PAGE.read_text() == config_page.page(), "write it anew: python tests/config_page.py"
+    example = config_page.PAGE.read_text().partition("```yaml server\n")[2].partition("```")[0]
+    (tmp_path / "apsis.yaml").write_text(example)
+    config = load(tmp_path / "apsis.yaml")
+    assert (config.waiting.max_time, config.runs.retention, config.warnings) == (43200, 90 * 86400, ())
+    assert config.procstar.agent.local and config.action
