@@ -29,7 +29,7 @@ ARGUMENTS = [
 HOSTILE = (
     "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>'\"&amp;{{7*7}}"
 )
-JOBS = {
+SITE = {
     "etl/load": "params: [date]\nmetadata: {labels: [etl], description: Loads a day.}\n" + PROGRAM,
     "etl/fails": "program: {type: no-op, success: false}\n",
     "slow": SLOW,
@@ -135,4 +135,4 @@ def state(page: Page, text: str) -> None:
 
 
 def installed(directory: Any, **options: Any) -> Installation:
-    return Installation(directory, JOBS, connections=lambda: {"c": AGENT}, **options).start()
+    return Installation(directory, SITE, connections=lambda: {"c": AGENT}, **options).start()

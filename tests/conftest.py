@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -61,10 +61,16 @@ def page(browser: Browser, site: Installation) -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: Any) -> Iterator[Installation]:
-    """A server with the jobs of browsing.py, for the tests of the pages."""
-    from browsing import installed
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """A server with the JOBS of the test file; where it has none, with the SITE of browsing.py."""
+    directory = tmp_path_factory.mktemp("site")
+    if jobs := getattr(request.module, "JOBS", None):
+        from installation import Installation
 
-    site = installed(tmp_path_factory.mktemp("site"))
+        site = Installation(directory, jobs).start()
+    else:
+        from browsing import installed
+
+        site = installed(directory)
     yield site
     site.stop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,6 @@ JOBS = {
     "fails": "program: {type: no-op, success: false}\n",
     "every": "schedule: {type: interval, interval: 600}\n" + PROGRAM,
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("bulk"), JOBS).start()
-    yield site
-    site.stop()
 
 
 def bulk(site: Installation, operation: str, **body: Any) -> dict[str, Any]:

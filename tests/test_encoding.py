@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-from collections.abc import Iterator
 
 import pytest
 import requests
@@ -15,13 +14,6 @@ from apsislib.api.encoding import accepts_gzip
 
 JOBS = {f"job{number}": PROGRAM for number in range(40)} | {"slow": SLOW}
 TEXT = b"a line of text that is like the others\n" * 100_000
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
 
-import pytest
 from installation import PROGRAM, SLOW, Installation
 
 from apsislib.runs import Save
@@ -28,13 +26,6 @@ JOBS = {
     "root": PROGRAM,
     **{f"leaf{n}": NEED % "root" + PROGRAM for n in range(60)},
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
 
 
 def jobs(site: Installation, job_id: str) -> Any:

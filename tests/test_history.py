@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -34,13 +33,6 @@ JOBS = {
     "fails": "params: [n]\nprogram: {type: no-op, success: false}\n",
     "many": PROGRAM,
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
 
 
 def get(site: Installation, path: str, **query: Any) -> Any:

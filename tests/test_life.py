@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,6 @@ JOBS = {
     "waits": "condition: {type: const, value: false}\n" + PROGRAM,
     "gone": PROGRAM,
 }
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
 
 
 def log(site: Installation, run_id: str) -> list[str]:

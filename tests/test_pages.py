@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from browsing import HOSTILE, JOBS, live, watched
+from browsing import HOSTILE, SITE, live, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Page, expect
 
@@ -81,7 +81,7 @@ def test_every_file_of_the_page_is_shipped_and_short() -> None:
 
 
 def test_hostile_names_and_texts_are_only_text_everywhere(site: Installation, page: Page) -> None:
-    name = next(job_id for job_id in JOBS if job_id.startswith("<b"))
+    name = next(job_id for job_id in SITE if job_id.startswith("<b"))
     run_id = site.make(name, args={"x": HOSTILE})["run_id"]
     site.print(run_id, [HOSTILE.encode()], name=HOSTILE)
     for path in ("/runs", "/jobs", "/agents", f"/runs/{run_id}"):

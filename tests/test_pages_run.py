@@ -24,13 +24,6 @@ JOBS = {
 }
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
-
-
 def part(page: Page, heading: str) -> Locator:
     return page.locator("main section", has=page.get_by_role("heading", name=heading, exact=True))
 

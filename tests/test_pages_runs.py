@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from browsing import HOSTILE, JOBS, accessible, live, until, watched
+from browsing import HOSTILE, SITE, accessible, live, until, watched
 from installation import Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 
@@ -41,7 +41,7 @@ def past(number: int, job_id: str, end: float, state: State = State.SUCCESS, **o
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """100,000 runs of the last month."""
-    site = Installation(tmp_path_factory.mktemp("large"), {"some/job": JOBS["etl/load"]}).start()
+    site = Installation(tmp_path_factory.mktemp("large"), {"some/job": SITE["etl/load"]}).start()
     now = site.clock.wall() - 60
     put(
         site,
@@ -327,7 +327,7 @@ def test_what_is_found_is_exported(large: Installation, browser: Browser) -> Non
 
 
 def test_hostile_texts_are_text_and_filter_as_they_are(site: Installation, page: Page) -> None:
-    name = next(job_id for job_id in JOBS if job_id.startswith("<b"))
+    name = next(job_id for job_id in SITE if job_id.startswith("<b"))
     run_id = site.make(name, args={"x": HOSTILE})["run_id"]
     rows = opened(page, f"/runs?q={quote('<b onmouseover')}")
     expect(rows.first).to_contain_text(HOSTILE)
@@ -340,7 +340,7 @@ def test_hostile_texts_are_text_and_filter_as_they_are(site: Installation, page:
 
 
 def test_what_happened_while_the_server_was_away_is_there(browser: Browser, tmp_path: Path) -> None:
-    jobs = {"noop": JOBS["later"]}
+    jobs = {"noop": SITE["later"]}
     site = Installation(tmp_path, jobs).start()
     try:
         with watched(browser, site.url) as page:
@@ -350,7 +350,7 @@ def test_what_happened_while_the_server_was_away_is_there(browser: Browser, tmp_
             site.stop()
             expect(page.locator("#stale")).to_be_visible()
             (tmp_path / "again").mkdir()
-            site = Installation(tmp_path / "again", {"other": JOBS["etl/fails"]}, port=port).start()
+            site = Installation(tmp_path / "again", {"other": SITE["etl/fails"]}, port=port).start()
             run_id = site.make("other")["run_id"]
             expect(rows).to_have_count(1)
             expect(rows.first).to_contain_text(f"{run_id}failure")

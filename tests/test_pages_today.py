@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browsing import AGENT, HOSTILE, JOBS, accessible, live, until, watched
+from browsing import AGENT, HOSTILE, SITE, accessible, live, until, watched
 from installation import PROGRAM, Installation
 from playwright.sync_api import Browser, Locator, Page, expect
 from server import ENDS, Server, environment
@@ -284,7 +284,7 @@ def test_everything_is_reached_by_keyboard(site: Installation, page: Page) -> No
 
 
 def test_a_job_of_hostile_name_is_text(site: Installation, page: Page) -> None:
-    name = next(job_id for job_id in JOBS if job_id.startswith("<b"))
+    name = next(job_id for job_id in SITE if job_id.startswith("<b"))
     run_id = site.make(name, args={"x": HOSTILE})["run_id"]
     site.post(f"/api/v1/runs/{run_id}/mark/failure")
     opened(page)
@@ -296,7 +296,7 @@ def test_a_job_of_hostile_name_is_text(site: Installation, page: Page) -> None:
 
 
 def test_after_a_restart_what_was_missed_is_there(browser: Browser, tmp_path: Path) -> None:
-    site = Installation(tmp_path, {"noop": PROGRAM, "fails": JOBS["etl/fails"]}).start()
+    site = Installation(tmp_path, {"noop": PROGRAM, "fails": SITE["etl/fails"]}).start()
     try:
         with watched(browser, site.url) as page:
             opened(page)
@@ -304,7 +304,7 @@ def test_after_a_restart_what_was_missed_is_there(browser: Browser, tmp_path: Pa
             site.stop()
             expect(page.locator("#live")).to_have_text("reconnecting")
             (tmp_path / "again").mkdir()
-            site = Installation(tmp_path / "again", {"fails": JOBS["etl/fails"]}, port=port).start()
+            site = Installation(tmp_path / "again", {"fails": SITE["etl/fails"]}, port=port).start()
             site.make("fails")
             expect(panel(page, "What needs attention")).to_contain_text("fails")
             expect(page.locator(".labels")).to_contain_text("fails")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,6 @@ JOBS = {
     "never": PROGRAM,
 }
 SINCE = "2031-03-07T00:00:00Z"  # a Friday; clocks in New York are put forward on Sunday
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    site = Installation(tmp_path_factory.mktemp("site"), JOBS).start()
-    yield site
-    site.stop()
 
 
 def ask(site: Installation, path: str, **params: Any) -> Any:
