@@ -13,6 +13,9 @@ from server import Server, environment
 
 JOBS = {
     "etl/load": "params: [n]\nprogram: {type: no-op, duration: 600}\n",
+    "daily": "params: [date]\nschedule: {type: daily, tz: UTC, calendar: Mon-Fri, daytime: '12:00:00'}\n"
+    "program: {type: no-op}\n",
+    "hourly": "schedule: {type: interval, interval: 1h}\nprogram: {type: no-op}\n",
     "fails": "program: {type: no-op, success: false}\n",
 }
 
@@ -148,3 +151,55 @@ def test_what_is_done_for_machines_is_done(server: Server) -> None:
     new = json.loads(server.command("rerun", "--matching", "n=machine", "--format", "json").stdout)
     assert [run["rerun_of"] for run in new] == runs
     server.command("stop", *(run["run_id"] for run in new))
+
+
+# -- runs of a span -----------------------------------------------------------------------------------
+
+
+def dates(server: Server) -> list[str]:
+    found = server.get("/runs", job_id="daily")["runs"].values()
+    return sorted(run["args"]["date"] for run in found if not run.get("expected"))
+
+
+def test_runs_of_a_span_are_made_but_for_those_that_succeeded(server: Server) -> None:
+    week = ("backfill", "daily", "2020-03-02..2020-03-08")  # Monday to Sunday
+    done = server.schedule({"job_id": "daily", "args": {"date": "2020-03-03"}})
+    failed = server.schedule({"job_id": "daily", "args": {"date": "2020-03-04"}})
+    server.post(f"/runs/{failed}/mark/failure")
+    shown = server.command(*week, "--dry-run").stdout
+    assert f"date=2020-03-03  left out: {done} success" in shown
+    assert shown.endswith("4 runs would be made, 1 left out: there is a run, or was a success\n")
+    assert len(dates(server)) == 2
+
+    status, _, asked = on_terminal(server, "n", *week)
+    assert status == 1 and "make 4 runs? [y/N] " in asked and "nothing is done" in asked
+    assert len(dates(server)) == 2
+    status, printed, _ = on_terminal(server, "y", *week)
+    assert status == 0 and printed.count("date=2020-03-") == 4
+    days = ["2020-03-02", "2020-03-03", "2020-03-04", "2020-03-04", "2020-03-05", "2020-03-06"]
+    assert dates(server) == days
+    # All of it is there now; a script is not asked.
+    again = server.command(*week)
+    assert again.stdout == "0 runs made, 5 left out: there is a run, or was a success\n"
+    assert dates(server) == days
+
+    every = server.command(*week, "--again", "--every", "1 h", "--format", "json")
+    made = json.loads(every.stdout)["made"]
+    runs = [server.run(run_id) for run_id in made]
+    assert [run["state"] for run in runs] == ["success", *["scheduled"] * 4]
+    assert [run["args"]["date"] for run in runs] == sorted(set(days))
+    server.command("skip", *made[1:])
+
+
+def test_what_no_span_can_mean_is_said(server: Server) -> None:
+    for words, said in (
+        (("daily", "2020-03-02.."), "give both ends"),
+        (("daily", "whenever"), "not a span"),
+        (("daily", "2020-03-02", "--every", "soon"), "--every: "),
+        (("hourly", "2020-03-02"), "runs of hourly have no args"),
+        (("daily", "1990-01-01..2020-01-01"), "more than 1000 runs"),
+    ):
+        done = server.command("backfill", *words)
+        assert done.returncode == 2 and said in done.stderr, done
+    assert server.command("backfill", "daily", "2020-03-07").stdout == "Nothing is scheduled then.\n"
+    assert server.command("backfill", "nope", "2020-03-07").returncode == 1

@@ -114,6 +114,20 @@ def add_commands(subparsers: Any, version: str) -> None:
     command.add_argument("--count", metavar="N", type=_count, help="make so many runs")
     add_format(command)
 
+    command = add(
+        "backfill",
+        "make the runs that schedules would have made in a span",
+        "SPAN is a day, or FROM..TO, such as 2031-05-01..2031-05-31. Runs are made now, with the args of"
+        " then; left out is what succeeded, or is under way.",
+    )
+    command.add_argument("job", metavar="JOB", help="job ID, or words of it")
+    command.add_argument("span", metavar="SPAN")
+    command.add_argument("--again", action="store_true", help="also what succeeded, or is under way")
+    command.add_argument("--every", metavar="DURATION", help="begin one each DURATION, not all at once")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be made")
+    command.add_argument("-y", "--yes", action="store_true", help="on a terminal: do not ask whether to")
+    add_format(command)
+
     command = add("adhoc", "make a run of a program without a job", f"{when} Options come before TIME.")
     command.add_argument("--shell", action="store_true", help="have a shell read the words, joined by blanks")
     command.add_argument("--group", metavar="GROUP", help="agents to run it on")

@@ -33,6 +33,10 @@ class Misuse(Trouble):
     status = 2
 
 
+class Unwanted(Exception):
+    """Who was asked does not want it."""
+
+
 class ApiError(Exception):
     """The server's own answer that something can't be done."""
 

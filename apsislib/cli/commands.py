@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TextIO
 
 from apsislib.cli import address, completion, following, looking, show
-from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble
+from apsislib.cli.backfill import backfill
+from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble, Unwanted
 from apsislib.cli.terminal import RED, Terminal, forgiving, plain
 from apsislib.cli.times import as_instants, read_stop, read_time, show_time
 from apsislib.clock import WallClock
@@ -101,10 +102,6 @@ def many(args: Namespace) -> bool:
         raise Misuse("name runs, or give a search with --matching, but not both")
     machine = bool(args.format) and args.command != "rerun"
     return args.matching is not None or bool(args.dry_run) or machine
-
-
-class Unwanted(Exception):
-    """Who was asked does not want it."""
 
 
 def bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more: str) -> Any:
@@ -355,6 +352,7 @@ def print_completion(args: Namespace, client: Client, terminal: Terminal) -> int
 
 COMMANDS: dict[str, Callable[[Namespace, Client, Terminal], int]] = {
     "adhoc": adhoc,
+    "backfill": backfill,
     "completion": print_completion,
     "job": looking.job,
     "jobs": looking.jobs,

@@ -305,12 +305,17 @@ def run(args: Namespace, client: Client, terminal: Terminal) -> int:
     return 1 if unknown else 0
 
 
+def alike(client: Client, job_id: str, args: Mapping[str, str]) -> list[Any]:
+    """The runs of an instance."""
+    wanted = [(f"_{n}" if n in FIXED or n[0] == "_" else n, v) for n, v in args.items()]
+    return list(client.get("v1", "runs", query=[("job_id", job_id), *wanted])["runs"].values())
+
+
 def _print_all(run: Any, now: str, client: Client, terminal: Terminal, utc: bool) -> None:
     run_id = run["run_id"]
     entries = client.get("v1", "runs", run_id, "log")["run_log"]
     outputs = client.get("v1", "runs", run_id, "outputs")
-    wanted = [(f"_{n}" if n in FIXED or n[0] == "_" else n, v) for n, v in run["args"].items()]
-    history = client.get("v1", "runs", query=[("job_id", run["job_id"]), *wanted])
+    history = alike(client, run["job_id"], run["args"])
 
     def part(name: str, lines: Iterable[str]) -> None:
         print("\n".join([terminal.heading(name), *lines, ""]))
@@ -328,7 +333,7 @@ def _print_all(run: Any, now: str, client: Client, terminal: Terminal, utc: bool
         "Output", [f"{plain(o['output_id']):{show.KEY}} {o['output_len']} bytes" for o in outputs] or ["none"]
     )
     print(terminal.heading("Run History"))
-    print("\n".join(show.runs_table(history["runs"].values(), now, terminal, utc)))
+    print("\n".join(show.runs_table(history, now, terminal, utc)))
 
 
 def log(args: Namespace, client: Client, terminal: Terminal) -> int:
