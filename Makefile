@@ -13,6 +13,8 @@ SECONDS ?= 60
 SEED ?= 1
 N ?= 60
 SOAK ?= 900
+# Tests wait for processes half of the time: three at once keep two processors busy.
+WORKERS ?= 3
 
 run: .venv/installed
 	$(BIN)/apsis serve --config jobs.example/apsis.yaml --local-agent $(ARGS)
@@ -33,7 +35,7 @@ types: .venv/tested
 	$(BIN)/mypy
 
 tests: .venv/tested .venv/procstar/made
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # Of the pages, with 10,000 jobs and a million runs: some 15 minutes.
 bench-pages: .venv/tested
@@ -64,7 +66,7 @@ dist: .venv/tested
 
 # The tests that start a server or command as users do, once more, from the one file.
 test-dist: dist
-	APSIS_TEST_PROGRAM=$(CURDIR)/dist/apsis.pyz $(BIN)/python -m pytest -n 2 --dist loadfile \
+	APSIS_TEST_PROGRAM=$(CURDIR)/dist/apsis.pyz $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
 	    $$(grep -lE '^from server import' tests/test_*.py)
 
 clean:

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The files that take longest, the longest first. Begun as the last, each would have one worker busy while
-# the others are done already; xdist would begin those of the most tests, which are the quick ones.
+# The files that take longest, which begin first: begun as the last, each would have one worker busy while
+# the others are done already. xdist would begin those of the most tests, which are the quick ones. Beside
+# the campaigns of chaos, which are about time, stand those that mostly wait.
 LONGEST = """
-chaos_plants ecs_life chaos nth_fault pages_runs agent_loss pages_today units clock_steps pages_jobs cli
+chaos_plants agent_loss clock_steps ecs_life units chaos nth_fault pages_runs pages_today pages_jobs cli
 pages_run power_loss damage agent_cgroups pages_server faults networks pages_output localagent reload pages
 interfaces agent_life vacuum config_effects dist year exhaustion examples output_survives sudo command_line
 founding_document agent_versions downtime
