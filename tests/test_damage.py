@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,21 @@ def test_no_damage_to_a_row_stops_the_server_or_keeps_other_runs_from_their_ends
             server.kill()
             server.start()
             assert server.until(server.schedule({"job_id": "slow"}), *ENDS)["state"] == "success"
+            # And the way out of it.
+            repair = ("check-db", "--repair", str(tmp_path / "apsis.db"))
+            refused = server.command(*repair)
+            assert refused.returncode == 1 and "is in use by process" in refused.stderr, refused.stderr
+            assert server.end() == 0
+            found = server.command("check-db", str(tmp_path / "apsis.db"))
+            assert "`apsis check-db --repair " in found.stdout
+            done = server.command(*repair)
+            assert (done.returncode, done.stderr) == (0, ""), done.stderr
+            assert f"what could not be read is in {tmp_path / 'apsis.db.unreadable.jsonl'}" in done.stdout
+            assert done.stdout.endswith("apsis.db: no damage found\n")
+            said = len(server.log())
+            server.start()
+            assert "unreadable row" not in server.log()[said:]
+            assert all(server.run(run_id)["run_id"] == run_id for run_id in spoilt)
 
 
 # -- the file --------------------------------------------------------------------------------------
@@ -234,12 +250,19 @@ def test_a_file_that_is_damaged_is_refused_with_the_ways_out_and_left_as_it_is(
             assert len(server.get("/runs", job_id="ended")["runs"]) == 500
 
 
-def spoil_pages(path: Path, count: int, seed: int) -> None:
+def spoil_pages(path: Path, pages: Iterable[int], seed: int) -> None:
     chosen = random.Random(seed)
     with open(path, "r+b") as file:
-        for page in chosen.sample(range(1, path.stat().st_size // 4096), count):
+        for page in pages:
             file.seek(page * 4096)
             file.write(chosen.randbytes(4096))
+
+
+def first_leaves(path: Path, *tables: str) -> list[int]:
+    """Of each table the page with its first rows, which no start needs to read, counted from 0."""
+    with closing(sqlite3.connect(path)) as db:
+        sql = "SELECT pageno - 1 FROM dbstat WHERE name = ? AND pagetype = 'leaf' ORDER BY path LIMIT 1"
+        return [db.execute(sql, (table,)).fetchone()[0] for table in tables]
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -251,9 +274,10 @@ def test_pages_that_are_damaged_are_said_to_be_and_cost_only_what_was_on_them(
     database = server.directory / "apsis.db"
     if live:
         server.start()
-        spoil_pages(database, 60, 1)
+        some = random.Random(1).sample(range(1, database.stat().st_size // 4096), 60)
+        spoil_pages(database, some, 1)
     else:
-        spoil_pages(database, 2, 3)
+        spoil_pages(database, first_leaves(database, "runs", "log"), 3)
         assert "no damage found" not in server.command("check-db", str(database)).stdout
         server.start()
     try:

@@ -1,5 +1,5 @@
 """Commands on the database file: those that move, delete and vacuum need it for themselves, so no server
-may run; backup and check-db do not.
+may run; backup and check-db, unless it is to repair, do not.
 
 Here is only what they are called: what they do is in chores.py, loaded when one of them is.
 """
@@ -43,6 +43,11 @@ def add_commands(commands: Any) -> None:
 
     add = _command(commands, "check-db", "look for damage in the database, also while a server uses it")
     add.add_argument("path", metavar="PATH", type=Path, nargs="?", help="the database; as with --database")
+    add.add_argument(
+        "--repair",
+        action="store_true",
+        help="mend rows that can't be read, while no server runs; what stood there is kept in a file",
+    )
 
 
 def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

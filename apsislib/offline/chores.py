@@ -15,7 +15,7 @@ from apsislib.clock import Clock, WallClock
 from apsislib.errors import BadRequest
 from apsislib.offline.progress import Progress
 from apsislib.runs import instance
-from apsislib.store import Store
+from apsislib.store import CANT_READ, Store, aside_of
 from apsislib.store import archive as archives
 from apsislib.store import vacuum as sizes
 from apsislib.times import format_time, parse_duration
@@ -66,9 +66,18 @@ def check(args: argparse.Namespace) -> int:
         raise BadRequest("name one database: PATH, or --database")
     args.database = args.path or args.database
     path = _database(args)
-    found = Store(path, WallClock()).check()
+    store = Store(path, WallClock())
+    if args.repair:
+        mended = store.mend()
+        for line in mended:
+            print(f"{path}: {line}")
+        if mended:
+            print(f"{path}: what could not be read is in {aside_of(path)}")
+    found = store.check()
     for line in found or ["no damage found"]:
         print(f"{path}: {line}")
+    if any(CANT_READ in line for line in found):
+        print(f"{path}: everything else is served; `apsis check-db --repair {path}` mends these rows")
     return 1 if found else 0
 
 

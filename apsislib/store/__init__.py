@@ -16,13 +16,16 @@ history   how a job's runs ended
 timeline  runs by job over a span of time, and what fails now
 rows      runs as rows
 damage    rows that can't be read
+mending   what `apsis check-db --repair` does about them
 files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
 records   what goes in and comes out, besides the kernel's effects
 """
 
 from apsislib.store.archive import Archive
+from apsislib.store.damage import CANT_READ
 from apsislib.store.files import APPLICATION_ID, ARCHIVE_ID, is_imported
 from apsislib.store.history import Past
+from apsislib.store.mending import aside_of
 from apsislib.store.reader import Reader
 from apsislib.store.records import (
     Chunk,
@@ -44,6 +47,7 @@ from apsislib.store.timeline import Lane
 __all__ = [
     "APPLICATION_ID",
     "ARCHIVE_ID",
+    "CANT_READ",
     "Archive",
     "Chunk",
     "Copied",
@@ -61,5 +65,6 @@ __all__ = [
     "Store",
     "Sweep",
     "Version",
+    "aside_of",
     "is_imported",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from sqlite3 import Connection
 from threading import Lock
 from typing import Any
@@ -15,6 +16,7 @@ from apsislib.store.rows import COLUMNS, from_row, from_text
 log = logging.getLogger(__name__)
 
 UNREADABLE = (ValueError, TypeError, KeyError, RecursionError)  # what reading a damaged row raises
+CANT_READ = "its row can't be read"
 
 
 class Damage:
@@ -38,17 +40,31 @@ class Damage:
 
 def unreadable(db: Connection) -> list[str]:
     """What can't be read of a database whose file is whole: a line for each such row."""
-    found = []
-    db.text_factory = lambda text: text.decode("utf-8", "replace")
-    for table, columns, read in _RECORDS:
-        for row in db.execute(f"SELECT {columns} FROM {table} ORDER BY 1"):
+    return [f"{table} {_shown(key)}: {CANT_READ}: {why}" for table, key, why in find(db)]
+
+
+def find(db: Connection) -> Iterator[tuple[str, Any, str]]:
+    """(table, key, why) of each row that can't be read. From now on `db` answers bytes for bad UTF-8."""
+    db.text_factory = _text
+    for table, record in RECORDS.items():
+        for row in db.execute(f"SELECT {record.columns} FROM {table} ORDER BY 1"):
             try:
-                read(row)
-                if any(isinstance(value, str) and "\ufffd" in value for value in row):
+                if any(isinstance(value, bytes) for value in row):
                     raise ValueError("it holds text that is not UTF-8")
+                record.read(row)
             except UNREADABLE as error:
-                found.append(f"{table} {row[0]}: its row can't be read: {error}")
-    return found
+                yield table, row[0], str(error)
+
+
+def _text(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
+
+
+def _shown(key: Any) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
 
 
 def read_owed(row: Sequence[Any]) -> Owe:
@@ -59,8 +75,17 @@ def read_job(row: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     return row[0], dict(json.loads(row[1]))
 
 
-_RECORDS: tuple[tuple[str, str, Callable[[Any], Any]], ...] = (
-    ("runs", COLUMNS, from_row),
-    ("owed", "cause, run, action", read_owed),
-    ("jobs", "job_id, job", read_job),
-)
+@dataclass(frozen=True, slots=True)
+class Record:
+    """How a table is read: its key, the first of its columns, and what makes of a row what it says."""
+
+    key: str
+    columns: str
+    read: Callable[[Any], Any]
+
+
+RECORDS = {
+    "runs": Record("number", COLUMNS, from_row),
+    "owed": Record("cause", "cause, run, action", read_owed),
+    "jobs": Record("job_id", "job_id, job", read_job),
+}

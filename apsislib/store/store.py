@@ -23,6 +23,7 @@ from apsislib.store import files
 from apsislib.store.backlog import Backlog
 from apsislib.store.batches import write
 from apsislib.store.damage import unreadable
+from apsislib.store.mending import mend
 from apsislib.store.pool import Pool
 from apsislib.store.reader import Reader
 from apsislib.store.records import Chunk, DeleteRuns, Entry, Grew, SetMeta, Sweep, Version, Written, run_id_of
@@ -424,6 +425,10 @@ class Store:
                 db.close()
         except sqlite3.Error as error:
             return [str(error)]
+
+    def mend(self) -> list[str]:
+        """(not opened) Mend rows that can't be read: see mending.py. What was done, a line a row."""
+        return mend(self.path, self._timeout, self._clock.wall())
 
     # -- apsis-writer ------------------------------------------------------------------------------
 
