@@ -191,11 +191,17 @@ class Installation:
         return self.http.post(self.url + path, json=json, timeout=30, **options)
 
     def make(self, job_id: str, **body: Any) -> dict[str, Any]:
-        """A new run, as the API answers it."""
-        answer = self.post("/api/v1/runs", {"job_id": job_id, **body})
-        assert answer.status_code == 200, answer.text
-        (run,) = answer.json()["runs"].values()
-        return run
+        """A new run, as the API answers it; if it starts at once, then as it is after that."""
+        with self.feed.subscribe() as events:
+            answer = self.post("/api/v1/runs", {"job_id": job_id, **body})
+            assert answer.status_code == 200, answer.text
+            (run,) = answer.json()["runs"].values()
+            run_id: str = run["run_id"]
+            if run["state"] != "starting":
+                return run
+            while self.driver.find_run(run_id).state == "starting":
+                assert events.get(60)
+        return self.get(f"/api/v1/runs/{run_id}").json()["runs"][run_id]
 
     def state(self, run_id: str) -> str:
         return self.get(f"/api/v1/runs/{run_id}/state").json()["state"]
