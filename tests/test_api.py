@@ -579,6 +579,28 @@ def test_marks(site: Installation) -> None:
     assert (answer.status_code, error(answer)) == (400, "not a state: 'bogus'")
 
 
+def log_of(site: Installation, run_id: str) -> list[str]:
+    return [line["message"] for line in site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]]
+
+
+def test_what_is_done_to_a_run_may_have_a_reason_which_its_log_keeps(site: Installation) -> None:
+    run_id = site.make("fails")["run_id"]
+    query = {"reason": "checked by hand:\n the file  is là"}
+    assert site.post(f"/api/v1/runs/{run_id}/mark/success", params=query).json() == {}
+    assert log_of(site, run_id)[-1] == "reason: checked by hand: the file is là"
+    again = site.post(f"/api/v1/runs/{run_id}/rerun", params={"reason": "once more"}).json()["show_run_id"]
+    assert "reason: once more" in log_of(site, again)
+    # What is refused has none in its log.
+    before = log_of(site, run_id)
+    assert site.post(f"/api/v1/runs/{run_id}/skip", params={"reason": "x"}).status_code == 400
+    answer = site.post(f"/api/v1/runs/{run_id}/mark/failure", params={"reason": "y" * 1001})
+    assert (answer.status_code, error(answer)) == (400, "reason is longer than 1000 characters")
+    assert log_of(site, run_id) == before and site.state(run_id) == "success"
+    slow = site.make("slow")["run_id"]
+    assert site.post(f"/api/v1/runs/{slow}/stop", params={"reason": "enough"}).status_code == 200
+    assert "reason: enough" in log_of(site, slow)
+
+
 def test_a_rerun_answers_the_new_run(site: Installation) -> None:
     old = site.make("etl/load", args={"date": "d", "region": "eu"})
     answer = site.post(f"/api/v1/runs/{old['run_id']}/rerun", {}).json()

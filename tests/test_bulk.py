@@ -60,6 +60,17 @@ def test_a_list_of_runs_is_skipped_and_those_that_can_not_be_keep_none_back(site
     assert [site.state(run_id) for run_id in (first, second)] == ["skipped", "skipped"]
 
 
+def test_each_of_many_runs_has_the_reason_in_its_log(site: Installation) -> None:
+    runs = later(site, 3)
+    assert bulk(site, "skip", runs=runs, reason="no data\non holidays")["done"] == runs
+    for run_id in runs:
+        log = site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]
+        assert [line["message"] for line in log][-1] == "reason: no data on holidays"
+    for wrong, text in ((3, "reason must be a text: 3"), ("\ud800", "lone surrogate")):
+        answer = site.post("/api/v1/bulk", {"operation": "skip", "runs": runs, "reason": wrong})
+        assert answer.status_code == 400 and text in answer.json()["error"]
+
+
 def test_all_runs_that_match_a_search(site: Installation) -> None:
     failed = [site.make("fails")["run_id"] for _ in range(3)]
     query = "fails state:failure"

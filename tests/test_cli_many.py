@@ -153,6 +153,16 @@ def test_what_is_done_for_machines_is_done(server: Server) -> None:
     server.command("stop", *(run["run_id"] for run in new))
 
 
+def test_a_reason_is_given_with_what_is_done(server: Server) -> None:
+    (run_id,) = later(server, 1, "why")
+    assert server.command("skip", run_id, "--reason", "nothing to load").returncode == 0
+    assert server.messages(run_id)[-1] == "reason: nothing to load"
+    done = server.command(
+        "mark", "success", "--matching", "etl n=why state:skipped", "--reason", "it was there"
+    )
+    assert done.returncode == 0 and server.messages(run_id)[-1] == "reason: it was there"
+
+
 # -- runs of a span -----------------------------------------------------------------------------------
 
 

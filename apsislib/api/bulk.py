@@ -3,7 +3,8 @@
     POST /api/v1/bulk    {"operation": "skip", "runs": ["r12", "r13"]}
                          {"operation": "mark", "state": "success", "query": "etl state:error since:1d"}
 
-`operation` is skip, start, stop, signal (with `signal`), mark (with `state`) or rerun. `query` is in the
+`operation` is skip, start, stop, signal (with `signal`), mark (with `state`) or rerun; `reason` goes into
+the log of each run. `query` is in the
 language of terms.py, and means the runs that match it now. With `"dry_run": true` nothing is done. The
 answer has `done`, the runs to which it was (or would be) done, with the IDs of their reruns in `made`;
 and `refused`, with the reason for each: one run that can't be served keeps none of the others from it.
@@ -15,7 +16,7 @@ from typing import Any
 
 from apsislib.api.message import Request, Response, ok
 from apsislib.api.parts import Parts
-from apsislib.api.runs import parse_signal, parse_state
+from apsislib.api.runs import parse_signal, parse_state, reason
 from apsislib.errors import BadRequest
 from apsislib.operations import VERBS
 from apsislib.states import FINISHED
@@ -23,7 +24,7 @@ from apsislib.terms import Term, admits, parse
 
 MOST = 10_000  # runs of one operation; who means more can ask again
 PAGE = 1000
-KEYS = ("operation", "runs", "query", "state", "signal", "dry_run")
+KEYS = ("operation", "runs", "query", "state", "signal", "reason", "dry_run")
 
 
 def bulk(parts: Parts, request: Request) -> Response:
@@ -45,6 +46,7 @@ def bulk(parts: Parts, request: Request) -> Response:
     dry_run = body.get("dry_run", False)
     if not isinstance(dry_run, bool):
         raise BadRequest(f"dry_run must be true or false: {dry_run!r}")
+    options["reason"] = reason(body.get("reason"))
     done, refused = parts.driver.bulk(verb, _runs(parts, body), dry_run=dry_run, **options)
     made = done if verb == "rerun" and not dry_run else {}
     return ok({"operation": verb, "dry_run": dry_run, "done": list(done), "made": made, "refused": refused})

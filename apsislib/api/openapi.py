@@ -37,6 +37,7 @@ class Operation:
 
 
 _MANY: Schema = {"type": "array", "items": TEXT}
+_REASON = (("reason", TEXT, "why; for the run's log"),)
 _LIMIT = ("limit", {"type": "integer", "minimum": 1, "maximum": 1000}, "entries of a page at most")
 _UPCOMING = (
     ("since", TEXT, "an instant with zone, a date, or `now` (the default)"),
@@ -212,15 +213,17 @@ OPERATIONS: dict[str, Operation] = {
     f"GET {_RUN}/updates": Operation(
         "Every change of a run.", "RunFrame", (("init", FLAG, "bare: begin with what there is"),)
     ),
-    f"POST {_RUN}/skip": Operation("Skip a scheduled or waiting run.", "Nothing", errors=(400, 404)),
-    f"POST {_RUN}/start": Operation("Start a scheduled or waiting run.", "Nothing", errors=(400, 404)),
-    f"POST {_RUN}/rerun": Operation("Make a run like this one.", "Runs", errors=(400, 404)),
-    f"PUT {_RUN}/stop": Operation("Have a run's program stopped.", "Runs", errors=(400, 404)),
+    f"POST {_RUN}/skip": Operation("Skip a scheduled or waiting run.", "Nothing", _REASON, errors=(400, 404)),
+    f"POST {_RUN}/start": Operation(
+        "Start a scheduled or waiting run.", "Nothing", _REASON, errors=(400, 404)
+    ),
+    f"POST {_RUN}/rerun": Operation("Make a run like this one.", "Runs", _REASON, errors=(400, 404)),
+    f"PUT {_RUN}/stop": Operation("Have a run's program stopped.", "Runs", _REASON, errors=(400, 404)),
     f"PUT {_RUN}/signal/{{signal}}": Operation(
-        "Send a signal, by number or name, to a run's program.", "Nothing", errors=(400, 404)
+        "Send a signal, by number or name, to a run's program.", "Nothing", _REASON, errors=(400, 404)
     ),
     f"PUT {_RUN}/mark/{{state}}": Operation(
-        "Say that a finished run ended otherwise.", "Nothing", errors=(400, 404)
+        "Say that a finished run ended otherwise.", "Nothing", _REASON, errors=(400, 404)
     ),
     f"GET {_RUN}/outputs": Operation("A run's outputs.", "Outputs"),
     f"GET {_RUN}/output/{{output_id}}": Operation(

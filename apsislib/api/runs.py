@@ -21,6 +21,7 @@ from apsislib.times import format_time, parse_duration, parse_time
 # Rows of one answer. More would be megabytes that nobody reads; search has pages.
 LIMIT = 10_000
 ENDED = 10  # runs, of those that do not satisfy a dependency, that are named
+REASON = 1000  # characters
 SMALL = 200  # runs of an answer that is made at once, in some 5 ms
 # Runs made by one request: each is a row, and an operator who means more can ask again.
 MAX_COUNT = 10_000
@@ -240,28 +241,44 @@ def _ended(parts: Parts, cond: Json) -> list[dict[str, str]]:
 # -- operations ------------------------------------------------------------------------------------
 
 
+def reason(given: object) -> str:
+    """Why somebody does something to a run, as one line for its log; empty: nobody says."""
+    if given is None:
+        return ""
+    if not isinstance(given, str):
+        raise BadRequest(f"reason must be a text: {given!r}")
+    text = " ".join(given.split())
+    if len(text) > REASON:
+        raise BadRequest(f"reason is longer than {REASON} characters")
+    return text
+
+
+def _why(request: Request) -> str:
+    return reason(request.one("reason"))
+
+
 def skip(parts: Parts, request: Request) -> Response:
-    parts.driver.skip(find_run(parts, request).run_id)
+    parts.driver.skip(find_run(parts, request).run_id, _why(request))
     return ok({})
 
 
 def start(parts: Parts, request: Request) -> Response:
-    parts.driver.start_run(find_run(parts, request).run_id)
+    parts.driver.start_run(find_run(parts, request).run_id, _why(request))
     return ok({})
 
 
 def stop(parts: Parts, request: Request) -> Response:
-    return _runs(parts, [parts.driver.stop_run(find_run(parts, request).run_id)])
+    return _runs(parts, [parts.driver.stop_run(find_run(parts, request).run_id, _why(request))])
 
 
 def rerun(parts: Parts, request: Request) -> Response:
-    run = parts.driver.rerun(find_run(parts, request).run_id)
+    run = parts.driver.rerun(find_run(parts, request).run_id, _why(request))
     return _runs(parts, [run], show_run_id=run.run_id)
 
 
 def signal(parts: Parts, request: Request) -> Response:
     run = find_run(parts, request)
-    parts.driver.signal(run.run_id, parse_signal(request.params["signal"]))
+    parts.driver.signal(run.run_id, parse_signal(request.params["signal"]), _why(request))
     return ok({})
 
 
@@ -278,7 +295,7 @@ def parse_signal(text: str) -> int:
 
 def mark(parts: Parts, request: Request) -> Response:
     run = find_run(parts, request)
-    parts.driver.mark(run.run_id, parse_state(request.params["state"]))
+    parts.driver.mark(run.run_id, parse_state(request.params["state"]), _why(request))
     return ok({})
 
 

@@ -304,6 +304,7 @@ SCHEMAS: dict[str, Schema] = {
                 "query": TEXT | {"description": "a search, as of /api/v1/search/runs"},
                 "state": TEXT | {"description": "of mark"},
                 "signal": {"type": ["string", "integer"], "description": "of signal"},
+                "reason": TEXT | {"description": "for the log of each run"},
                 "dry_run": FLAG,
             },
             operation={"enum": list(VERBS)},

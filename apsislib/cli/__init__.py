@@ -103,6 +103,7 @@ def add_commands(subparsers: Any, version: str) -> None:
         parser.add_argument(
             "-y", "--yes", action="store_true", help="with --matching on a terminal: do not ask whether to"
         )
+        parser.add_argument("--reason", metavar="TEXT", help="why; for the log of each run")
         add_format(parser)
 
     when = "TIME is now, +DURATION from now, HH:MM:SS (the next), or such as 2031-05-06T07:08:09Z."

@@ -75,8 +75,8 @@ class Client:
     ) -> Any:
         return self.call("POST", path, query, {} if body is None else body, patience)
 
-    def put(self, *path: str) -> Any:
-        return self.call("PUT", path, body={})
+    def put(self, *path: str, query: Iterable[tuple[str, str]] = ()) -> Any:
+        return self.call("PUT", path, query, body={})
 
     def call(
         self,

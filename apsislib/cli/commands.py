@@ -110,6 +110,8 @@ def bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **more:
     Raises Unwanted.
     """
     body = {"operation": verb, "dry_run": args.dry_run, **more}
+    if args.reason:
+        body["reason"] = args.reason
     if args.matching is None:
         body |= {"runs": args.runs}
     else:
@@ -172,35 +174,46 @@ def in_bulk(args: Namespace, client: Client, terminal: Terminal, verb: str, **mo
     return 1 if args.matching is None and answer["refused"] else 0
 
 
+def why(args: Namespace) -> list[tuple[str, str]]:
+    return [("reason", args.reason)] if args.reason else []
+
+
 def skip(args: Namespace, client: Client, terminal: Terminal) -> int:
     if many(args):
         return in_bulk(args, client, terminal, "skip")
-    return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "skip"))
+    return each(
+        args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "skip", query=why(args))
+    )
 
 
 def start(args: Namespace, client: Client, terminal: Terminal) -> int:
     if many(args):
         return in_bulk(args, client, terminal, "start")
-    return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "start"))
+    return each(
+        args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "start", query=why(args))
+    )
 
 
 def stop(args: Namespace, client: Client, terminal: Terminal) -> int:
     if many(args):
         return in_bulk(args, client, terminal, "stop")
-    return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, "stop"))
+    query = why(args)
+    return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, "stop", query=query))
 
 
 def signal(args: Namespace, client: Client, terminal: Terminal) -> int:
     name = args.signal.upper()
     if many(args):
         return in_bulk(args, client, terminal, "signal", signal=name)
-    return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, "signal", name))
+    path = ("signal", name)
+    return each(args.runs, terminal, lambda run_id: client.put("v1", "runs", run_id, *path, query=why(args)))
 
 
 def mark(args: Namespace, client: Client, terminal: Terminal) -> int:
     if many(args):
         return in_bulk(args, client, terminal, "mark", state=args.state)
-    return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, "mark", args.state))
+    path = ("mark", args.state)
+    return each(args.runs, terminal, lambda run_id: client.post("v1", "runs", run_id, *path, query=why(args)))
 
 
 # -- new runs --------------------------------------------------------------------------------------
@@ -251,7 +264,7 @@ def rerun(args: Namespace, client: Client, terminal: Terminal) -> int:
 
     def call(run_id: str) -> None:
         nonlocal now
-        answer = client.post("v1", "runs", run_id, "rerun")
+        answer = client.post("v1", "runs", run_id, "rerun", query=why(args))
         made.extend(answer["runs"].values())
         now = answer["when"]
 

@@ -70,17 +70,19 @@ class Making:
         job = self._book.add_ad_hoc(mapping)
         return self._create(job.job_id, job, args, schedule, stop, count)
 
-    def rerun(self, run_id: str) -> Run:
-        """A new run of the same job and args, now; its stop time keeps its distance from the start."""
+    def rerun(self, run_id: str, reason: str = "") -> Run:
+        """A new run of the same job and args, now; its stop time keeps its distance from the start.
+
+        `reason`: for the new run's log.
+        """
         run = self._looking.find_run(run_id)
         now = self._guard.clock.wall()
         stop = None
         if "stop" in run.times and "schedule" in run.times:
             stop = now + run.times["stop"] - run.times["schedule"]
         job = self._book.get(run.job_id)
-        return self._create(
-            run.job_id, job, run.args, None, stop, 1, [f"scheduled as rerun of {run_id}"], run_id
-        )[0]
+        said = [f"scheduled as rerun of {run_id}", *([f"reason: {reason}"] if reason else ())]
+        return self._create(run.job_id, job, run.args, None, stop, 1, said, run_id)[0]
 
     def _create(
         self,

@@ -10,7 +10,7 @@ from apsislib.driver.making import Making
 from apsislib.driver.timer import SLICE
 from apsislib.errors import ApsisError, NotFound, RunError, Unavailable
 from apsislib.operations import refusal
-from apsislib.runs import Run
+from apsislib.runs import Note, Run
 from apsislib.scheduler import Scheduler
 from apsislib.states import State
 
@@ -24,38 +24,46 @@ class Operating:
         self._looking = looking
         self._making = making
 
-    def skip(self, run_id: str) -> Run:
-        """Raises NotFound, RunError, Unavailable; so do the others here."""
-        return self._operate(run_id, "skip", lambda k: k.skip(run_id, self._clock.wall()))
+    def skip(self, run_id: str, reason: str = "") -> Run:
+        """Raises NotFound, RunError, Unavailable; so do the others here. `reason`: for the run's log."""
+        return self._operate(run_id, "skip", reason, lambda k: k.skip(run_id, self._clock.wall()))
 
-    def start_run(self, run_id: str) -> Run:
+    def start_run(self, run_id: str, reason: str = "") -> Run:
         return self._operate(
-            run_id, "start", lambda k: k.start(run_id, self._clock.wall(), self._clock.boot())
+            run_id, "start", reason, lambda k: k.start(run_id, self._clock.wall(), self._clock.boot())
         )
 
-    def stop_run(self, run_id: str) -> Run:
-        return self._operate(run_id, "stop", lambda k: k.stop(run_id, self._clock.wall(), self._clock.boot()))
+    def stop_run(self, run_id: str, reason: str = "") -> Run:
+        return self._operate(
+            run_id, "stop", reason, lambda k: k.stop(run_id, self._clock.wall(), self._clock.boot())
+        )
 
-    def signal(self, run_id: str, signum: int) -> Run:
-        return self._operate(run_id, "signal", lambda k: k.signal(run_id, signum, self._clock.wall()))
+    def signal(self, run_id: str, signum: int, reason: str = "") -> Run:
+        return self._operate(run_id, "signal", reason, lambda k: k.signal(run_id, signum, self._clock.wall()))
 
-    def mark(self, run_id: str, state: State) -> Run:
+    def mark(self, run_id: str, state: State, reason: str = "") -> Run:
         run = self._looking.find_run(run_id)
-        return self._operate(run_id, "mark", lambda k: k.mark(run, state, self._clock.wall()))
+        return self._operate(run_id, "mark", reason, lambda k: k.mark(run, state, self._clock.wall()))
 
-    def _operate(self, run_id: str, verb: str, operation: Callable[[Scheduler], None]) -> Run:
+    def _operate(self, run_id: str, verb: str, reason: str, operation: Callable[[Scheduler], None]) -> Run:
         self._check_disk_for(verb)
         with self._guard.hold() as kernel:
             try:
                 operation(kernel)
             except KeyError:
                 raise self._not_live(run_id, verb) from None
+            self._give(kernel, run_id, reason)
             self._guard.flush_locked()
             ticket = self._guard.ticket
             run = kernel.runs.get(run_id)
             self._guard.wake_timer_locked()
         self._wait(ticket, verb)
         return run or self._looking.find_run(run_id)
+
+    def _give(self, kernel: Scheduler, run_id: str, reason: str) -> None:
+        """The reason of what was just done, in the same transaction as that."""
+        if reason:
+            kernel.outbox.append(Note(run_id, self._clock.wall(), f"reason: {reason}"))
 
     def _wait(self, ticket: int, verb: str) -> None:
         try:
@@ -86,6 +94,7 @@ class Operating:
         signum: int = 0,
         state: State | None = None,
         dry_run: bool = False,
+        reason: str = "",
     ) -> tuple[dict[str, str], dict[str, str]]:
         """The same operation on many runs, each by itself: (run ID -> run ID, or of its rerun; refusals).
 
@@ -101,12 +110,13 @@ class Operating:
             with self._guard.store.read() as reader:
                 stored = {run.run_id: run for run in reader.runs(run_ids=some)}
             if verb == "rerun" or dry_run:
-                self._bulk_rest(verb, some, stored, state, dry_run, done, refused)
+                self._bulk_rest(verb, some, stored, state, dry_run, reason, done, refused)
                 continue
             with self._guard.hold() as kernel:
                 for run_id in some:
                     try:
                         self._bulk_one(kernel, verb, run_id, stored, signum, state)
+                        self._give(kernel, run_id, reason)
                         done[run_id] = run_id
                     except ApsisError as error:
                         refused[run_id] = str(error)
@@ -153,6 +163,7 @@ class Operating:
         stored: Mapping[str, Run],
         state: State | None,
         dry_run: bool,
+        reason: str,
         done: dict[str, str],
         refused: dict[str, str],
     ) -> None:
@@ -162,4 +173,4 @@ class Operating:
             if said is not None:
                 refused[run_id] = said
             else:
-                done[run_id] = run_id if dry_run else self._making.rerun(run_id).run_id
+                done[run_id] = run_id if dry_run else self._making.rerun(run_id, reason).run_id

@@ -27,15 +27,23 @@ export const marksOf = (run) => (FINISHED.includes(run.state) ? FINISHED.filter(
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
+/** Where who does something may say why: [nodes, the query that tells it to the server]. */
+function whyField() {
+  const input = el("input", { type: "text", maxLength: 500, autocomplete: "off" });
+  return [el("label", { class: "field" }, el("span", {}, "Reason, for its log"), input),
+    () => (input.value.trim() ? `?${new URLSearchParams({ reason: input.value })}` : "")];
+}
+
 /** Ask, then do it. Resolves to the server's answer, null if it was not done. */
 export function operate(run, verb) {
+  const [field, why] = whyField();
   return ask({
     question: `${capital(verb)} run ${run.run_id} of ${run.job_id}?`,
-    detail: DETAIL[verb] ? el("p", { class: "soft" }, DETAIL[verb]) : [],
+    detail: [DETAIL[verb] ? el("p", { class: "soft" }, DETAIL[verb]) : null, field],
     verb: capital(verb),
     danger: DANGER.includes(verb),
     act: async () => {
-      const answer = await post(`/runs/${run.run_id}/${ADDRESS[verb] ?? verb}`);
+      const answer = await post(`/runs/${run.run_id}/${ADDRESS[verb] ?? verb}${why()}`);
       if (answer.show_run_id) queueMicrotask(() => go(`/runs/${answer.show_run_id}`));
       return answer;
     },
@@ -43,11 +51,12 @@ export function operate(run, verb) {
 }
 
 export function mark(run, state) {
+  const [field, why] = whyField();
   return ask({
     question: `Mark run ${run.run_id} of ${run.job_id} as ${state}?`,
-    detail: el("p", { class: "soft" }, `It is ${run.state} now. Its actions for ${state} are done, and what depends on it is judged anew.`),
+    detail: [el("p", { class: "soft" }, `It is ${run.state} now. Its actions for ${state} are done, and what depends on it is judged anew.`), field],
     verb: "Mark",
-    act: () => post(`/runs/${run.run_id}/mark/${state}`),
+    act: () => post(`/runs/${run.run_id}/mark/${state}${why()}`),
   });
 }
 
