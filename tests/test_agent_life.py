@@ -108,6 +108,38 @@ def test_a_refused_token_is_tried_again_after_a_while(agents: Agents) -> None:
         peer.close()
 
 
+NO_THREADS = """
+import os
+import threading
+
+start = threading.Thread.start
+
+
+def limited(thread):
+    # More than there is address space: so the system refuses the thread.
+    threading.stack_size(1 << 46 if os.path.exists(os.environ["FULL"]) else 0)
+    start(thread)
+
+
+threading.Thread.start = limited
+"""
+
+
+def test_an_agent_that_can_start_no_thread_connects_once_it_can(
+    peer: Peer, agents: Agents, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.touch()
+    (tmp_path / "sitecustomize.py").write_text(NO_THREADS)
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "FULL": str(full)}
+    agent = agents("--connect-interval-start", "0.1", peer=peer, env=env)
+    assert agent.process.stderr is not None
+    while "can't start new thread" not in agent.process.stderr.readline():
+        pass
+    full.unlink()
+    assert peer.link().run("p", ["/bin/echo"])["status"]["exit_code"] == 0
+
+
 def test_the_delay_grows_between_attempts_and_the_count_ends_them(agents: Agents) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])

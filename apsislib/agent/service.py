@@ -84,9 +84,13 @@ class Service:
         self._attempt_end = Deadline(REGISTER_TIMEOUT, self._clock)
         log.info("connecting to %s", self._options.url)
         # A daemon: getaddrinfo cannot be interrupted, and must not keep an agent from ending.
-        threading.Thread(
+        thread = threading.Thread(
             target=self._attempt, args=(self._attempt_end,), name="apsis-agent-connect", daemon=True
-        ).start()
+        )
+        try:
+            thread.start()
+        except RuntimeError as error:  # the host has none to spare, as when its programs fork without end
+            self._failed(str(error))
 
     def _attempt(self, deadline: Deadline) -> None:
         """(apsis-agent-connect only) Open the WebSocket, and hand it or the error to the loop."""
