@@ -324,6 +324,20 @@ def test_a_stop_time_stops_the_run(sim: Sim) -> None:
     ]
 
 
+def test_a_stop_time_is_kept_though_the_disk_fails_and_nothing_is_begun(sim: Sim) -> None:
+    sim.add_job("job", program=FOREVER)
+    sim.add_job("later")
+    run_id = sim.schedule("job", stop=sim.clock.wall() + 100)
+    later = sim.schedule("later", at=sim.clock.wall() + 50)
+    sim.settle()
+    sim.clock.advance(101)
+    sim.kernel.tick(sim.clock.wall(), sim.clock.boot(), brake=True)
+    assert [e.signum for e in sim.kernel.outbox if isinstance(e, Signal)] == [15]
+    assert sim.state(run_id) is State.STOPPING and sim.state(later) is State.SCHEDULED
+    sim.settle()
+    assert sim.state(later) is State.SUCCESS
+
+
 def test_a_stop_time_that_has_passed_stops_the_run_as_soon_as_it_runs(sim: Sim) -> None:
     sim.add_job("job", program=FOREVER)
     run_id = sim.schedule("job", stop=sim.clock.wall() - 1)

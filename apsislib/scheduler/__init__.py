@@ -78,7 +78,7 @@ class Scheduler:
     def tick(self, wall: float, boot: float, limit: int = 100, brake: bool = False) -> None:
         """Do what is due, at most about `limit` steps of it, so that no hold of the lock is long.
 
-        `brake`: the disk is failing. Nothing new is started; what runs is still timed out and killed.
+        `brake`: the disk is failing. Nothing new is started; what runs still has its ends and timeouts.
         """
         ledger, alarms = self._ledger, self._alarms
         ledger.braked = brake
@@ -87,7 +87,7 @@ class Scheduler:
             self._braked_since = None
         if brake:
             self._braked_since = wall if self._braked_since is None else self._braked_since
-            for run_id, kind, when in islice(alarms.due(float("-inf"), boot), limit):
+            for run_id, kind, when in islice(alarms.due(wall, boot, only_ends=True), limit):
                 self._ring(run_id, kind, when, wall, boot)
             return
         limit -= self._ahead.take(wall, limit)

@@ -1,6 +1,7 @@
 """The alarm clock of the kernel: what wakes a run, and when.
 
-Two heaps: instants of schedules by the wall clock, durations by CLOCK_BOOTTIME. Nothing is ever
+Heaps: instants of schedules by the wall clock, those at which runs are to stop apart from the others, and
+durations by CLOCK_BOOTTIME. Nothing is ever
 removed from the middle: an alarm that was re-armed or disarmed goes stale and is dropped when it
 comes up, and a heap that is mostly stale is rebuilt.
 """
@@ -12,7 +13,7 @@ from heapq import heapify, heappop, heappush
 
 from apsislib.runs import Alarm
 
-_WALL = frozenset((Alarm.DUE, Alarm.STOP, Alarm.LATE, Alarm.MISSED))
+_WALL = frozenset((Alarm.DUE, Alarm.LATE, Alarm.MISSED))
 _Entry = tuple[float, int, str, Alarm]  # when, seq, run ID, kind
 _NONE: dict[Alarm, _Entry] = {}
 
@@ -20,6 +21,7 @@ _NONE: dict[Alarm, _Entry] = {}
 class Alarms:
     def __init__(self) -> None:
         self._wall: list[_Entry] = []
+        self._stop: list[_Entry] = []
         self._boot: list[_Entry] = []
         self._armed: dict[str, dict[Alarm, _Entry]] = {}  # by run: the live entry of each kind
         self._seq = 0  # breaks ties in order of arming, so that nothing else is ever compared
@@ -30,7 +32,7 @@ class Alarms:
     @property
     def heaped(self) -> int:
         """Entries in the heaps, stale ones included."""
-        return len(self._wall) + len(self._boot)
+        return len(self._wall) + len(self._stop) + len(self._boot)
 
     def arm(self, run_id: str, kind: Alarm, when: float) -> None:
         """Wake the run at `when`; replaces its earlier alarm of this kind, and of no other."""
@@ -41,7 +43,8 @@ class Alarms:
             self._armed[run_id] = {kind: entry}
         else:
             mine[kind] = entry
-        heappush(self._wall if kind in _WALL else self._boot, entry)
+        heap = self._wall if kind in _WALL else self._stop if kind is Alarm.STOP else self._boot
+        heappush(heap, entry)
 
     def disarm(self, run_id: str, *kinds: Alarm) -> None:
         """Forget the run's alarms of these kinds."""
@@ -60,13 +63,14 @@ class Alarms:
         found = self._armed.get(run_id, _NONE).get(kind)
         return None if found is None else found[0]
 
-    def due(self, wall: float, boot: float) -> Iterator[tuple[str, Alarm, float]]:
+    def due(self, wall: float, boot: float, only_ends: bool = False) -> Iterator[tuple[str, Alarm, float]]:
         """The live alarms that are due, each disarmed when it comes: (run ID, kind, when).
 
-        Others may be armed and disarmed meanwhile.
+        `only_ends`: not those by which runs begin. Others may be armed and disarmed meanwhile.
         """
         armed = self._armed
-        for heap, now in ((self._wall, wall), (self._boot, boot)):
+        begins = float("-inf") if only_ends else wall
+        for heap, now in ((self._wall, begins), (self._stop, wall), (self._boot, boot)):
             while heap and heap[0][0] <= now:
                 entry = heappop(heap)
                 when, _, run_id, kind = entry
@@ -78,15 +82,16 @@ class Alarms:
                         del armed[run_id]
                     yield run_id, kind, when
         # A run has one alarm as a rule, so that runs do for alarms here.
-        if len(self._wall) + len(self._boot) > 2 * len(armed) + 1000:
+        if self.heaped > 2 * len(armed) + 1000:
             self._tidy()
 
     def next(self) -> tuple[float | None, float | None]:
         """The next live wall instant and boot instant."""
-        return self._top(self._wall), self._top(self._boot)
+        return self.next_wall(), self._top(self._boot)
 
     def next_wall(self) -> float | None:
-        return self._top(self._wall)
+        due, stop = self._top(self._wall), self._top(self._stop)
+        return due if stop is None or (due is not None and due < stop) else stop
 
     def _top(self, heap: list[_Entry]) -> float | None:
         while heap:
@@ -97,6 +102,6 @@ class Alarms:
         return None
 
     def _tidy(self) -> None:
-        for heap in (self._wall, self._boot):
+        for heap in (self._wall, self._stop, self._boot):
             heap[:] = [e for e in heap if self._armed.get(e[2], _NONE).get(e[3]) is e]
             heapify(heap)
