@@ -46,7 +46,7 @@ def test_operations_ask_show_that_they_are_done_and_what_went_wrong(site: Instal
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".log")).to_contain_text("success")
     page.get_by_label("Mark as").select_option("failure")
-    page.get_by_label("Reason, for its log").fill("it loaded <b>half</b> & no more?")
+    page.get_by_label("Reason, for the log").fill("it loaded <b>half</b> & no more?")
     page.locator("#confirm").click()
     state(page, "failure")
     expect(page.locator(".log")).to_contain_text("reason: it loaded <b>half</b> & no more?")

@@ -282,8 +282,12 @@ def test_runs_are_chosen_and_operated_on_after_a_preview(site: Installation, pag
     dialog.locator("summary").click()
     expect(dialog.locator(".refused")).to_contain_text(f"can't stop run {done}: run is success")
     accessible(page)
+    page.get_by_label("Reason, for the log").fill("too slow")
     page.locator("#confirm").click()
     expect(page.locator(".notice")).to_have_text(re.compile("2 runs stopped"))
+    for run_id in running:
+        log = site.get(f"/api/v1/runs/{run_id}/log").json()["run_log"]
+        assert "reason: too slow" in [line["message"] for line in log]
     expect(bar).to_be_hidden()
     for run_id in running:
         expect(rows.filter(has_text=run_id).locator(".state")).to_have_text("success")

@@ -27,12 +27,13 @@ export const marksOf = (run) => (FINISHED.includes(run.state) ? FINISHED.filter(
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
-/** Where who does something may say why: [nodes, the query that tells it to the server]. */
-function whyField() {
+/** Where who does something may say why: [nodes, () => what is said, or null]. */
+export function whyField() {
   const input = el("input", { type: "text", maxLength: 500, autocomplete: "off" });
-  return [el("label", { class: "field" }, el("span", {}, "Reason, for its log"), input),
-    () => (input.value.trim() ? `?${new URLSearchParams({ reason: input.value })}` : "")];
+  return [el("label", { class: "field" }, el("span", {}, "Reason, for the log"), input), () => input.value.trim() || null];
 }
+
+const query = (why) => (why === null ? "" : `?${new URLSearchParams({ reason: why })}`);
 
 /** Ask, then do it. Resolves to the server's answer, null if it was not done. */
 export function operate(run, verb) {
@@ -43,7 +44,7 @@ export function operate(run, verb) {
     verb: capital(verb),
     danger: DANGER.includes(verb),
     act: async () => {
-      const answer = await post(`/runs/${run.run_id}/${ADDRESS[verb] ?? verb}${why()}`);
+      const answer = await post(`/runs/${run.run_id}/${ADDRESS[verb] ?? verb}${query(why())}`);
       if (answer.show_run_id) queueMicrotask(() => go(`/runs/${answer.show_run_id}`));
       return answer;
     },
@@ -56,7 +57,7 @@ export function mark(run, state) {
     question: `Mark run ${run.run_id} of ${run.job_id} as ${state}?`,
     detail: [el("p", { class: "soft" }, `It is ${run.state} now. Its actions for ${state} are done, and what depends on it is judged anew.`), field],
     verb: "Mark",
-    act: () => post(`/runs/${run.run_id}/mark/${state}${why()}`),
+    act: () => post(`/runs/${run.run_id}/mark/${state}${query(why())}`),
   });
 }
 

@@ -5,6 +5,7 @@ import { ask, notice } from "../lib/dialogs.js";
 import { el, fill, plural } from "../lib/dom.js";
 import { searchQuery } from "../lib/filters.js";
 import { argsMark, jobText, runLink } from "../lib/marks.js";
+import { whyField } from "../lib/operations.js";
 
 const VERBS = [
   ["start", "Start", "started"],
@@ -106,6 +107,7 @@ export function bulkBar(page, list) {
       for (const button of buttons) button.disabled = false;
     }
     const refused = Object.entries(preview.refused);
+    const [field, why] = whyField();
     const answer = await ask({
       question: preview.done.length
         ? `${name}: ${plural(preview.done.length, "run")}?`
@@ -140,11 +142,12 @@ export function bulkBar(page, list) {
               ),
             )
           : null,
+        preview.done.length ? field : null,
       ].filter(Boolean),
       verb: preview.done.length ? name : null,
       danger: DANGER.includes(operation),
       // Just those of the preview, whatever has come to fit the search meanwhile.
-      act: () => post("/bulk", { ...body, runs: preview.done }),
+      act: () => post("/bulk", { ...body, runs: preview.done, ...(why() ? { reason: why() } : {}) }),
     });
     if (!answer) return;
     every = false;
