@@ -62,6 +62,7 @@ class Fetching:
         self._fenced = False  # a result was asked for, to see whether an answer with output still comes
         self._vain = 0  # answers in a row that brought nothing of what must be there
         self._due: float | None = None  # monotonic; when to ask next
+        self.missing: str | None = None  # why not all of it could be had
 
     # -- what the process has come to ----------------------------------------------------------------
 
@@ -102,7 +103,7 @@ class Fetching:
 
     def give_up(self, why: str) -> None:
         if not self._mute:
-            self._mute = True
+            self._mute, self.missing = True, why
             self._process.remark(f"output is incomplete: {why}")
 
     # -- asking --------------------------------------------------------------------------------------

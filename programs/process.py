@@ -393,6 +393,8 @@ class Process:
         )
         meta = self._meta(self._final)
         meta["stop"] = {"signals": list(run_state.get("signals") or ())}
+        if self._output.missing is not None:
+            meta["output_incomplete"] = self._output.missing
         self._finish(state, message, meta)
 
     def _finish(self, state: State, message: str | None, meta: Json | None = None) -> None:

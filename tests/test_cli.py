@@ -583,8 +583,10 @@ def test_output_is_followed_to_the_end(server: Server, fifo: Fifo) -> None:
     assert follow.stdout.readline() == new.stdout.readline() == "two\n"
     fifo.write("three")
     fifo.close()
-    assert follow.communicate(timeout=60) == ("three", "") and follow.returncode == 0
-    assert new.communicate(timeout=60) == ("three", "") and new.returncode == 0
+    for command in (follow, new):
+        printed, said = command.communicate(timeout=60)
+        assert (command.returncode, printed) == (0, "three")
+        assert all(" D " in line for line in said.splitlines()), said
 
 
 def following(process: subprocess.Popen[str], word: str = "following") -> None:

@@ -6,9 +6,11 @@ import json
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,23 @@ def test_runs_that_are_known_are_shown_beside_one_that_is_not(server: Server) ->
     assert done.returncode == 1 and [run["run_id"] for run in json.loads(done.stdout)] == [run_id]
     assert "unknown run r99999" in done.stderr
     assert server.command("run", "-v", "r99999").returncode == 1
+
+
+def test_an_output_that_was_lost_in_part_is_an_error(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    with server.running():
+        run_id = server.schedule({"job": {"program": "echo one"}})
+        server.until(run_id, "success")
+        server.end()
+        # As programs/fetching.py has it where an agent does not give what a program has printed.
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            why = "3 of its 7 bytes were lost with the agent"
+            db.execute("UPDATE runs SET meta = json_set(meta, '$.program.output_incomplete', ?)", (why,))
+        server.start()
+        for follow in ([], ["-f"]):
+            done = server.command("output", run_id, *follow)
+            assert (done.returncode, done.stdout) == (1, "one\n")
+            assert done.stderr == f"error: the output of {run_id} is incomplete: {why}\n"
 
 
 @pytest.mark.parametrize("program", ["echo one", ["/bin/echo", "one"]])

@@ -453,6 +453,9 @@ def test_output_that_never_comes_does_not_hold_the_verdict_for_ever():
         story.data(0)
     assert story.verdict == (State.SUCCESS, None)
     assert "output is incomplete" in story.remarks
+    (finished,) = story.host.of(Finished)
+    assert finished.meta is not None
+    assert finished.meta["output_incomplete"] == "the agent sends 0 of 9 bytes of output"
 
 
 def test_output_that_grows_beyond_the_length_at_the_end_makes_no_difference():

@@ -28,7 +28,7 @@ def output(args: Namespace, client: Client, terminal: Terminal) -> int:
     for piece in pieces:
         sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
-    return 0
+    return _judged(client.get("v1", "runs", args.run_id)["runs"][args.run_id])
 
 
 def _printed(run_id: str, client: Client) -> Iterator[bytes]:
@@ -36,15 +36,28 @@ def _printed(run_id: str, client: Client) -> Iterator[bytes]:
     count, complete = yield from client.download("v1", "runs", run_id, "output", OUTPUT)
     if complete:
         return
-    run = client.get("v1", "runs", run_id)["runs"][run_id]
-    if run["state"] not in FINISHED:
+    state = client.get("v1", "runs", run_id, "state")["state"]
+    if state not in FINISHED:
         more = f"more output may come, which apsis output -f {run_id} waits for"
-        print(f"{run_id} is {run['state']}: {more}", file=sys.stderr)
+        print(f"{run_id} is {state}: {more}", file=sys.stderr)
         return
     # A verdict is on disk before the last megabytes of an output, which follow within a second.
     from apsislib.cli import live
 
     yield from live.output(client, run_id, OUTPUT, count)
+
+
+def _judged(run: Any) -> int:
+    """The exit status, once what there is of a run's output was printed. Says what is, or may be, missing."""
+    run_id, meta = run["run_id"], run.get("meta") or {}
+    missing = (meta.get("program") or {}).get("output_incomplete")
+    if missing:
+        print(f"error: the output of {run_id} is incomplete: {plain(missing)}", file=sys.stderr)
+        return 1
+    if run["state"] == "error" and "running" in run["times"] and "late_verdict" not in meta:
+        text = f"its output may lack its end; apsis log {run_id} says why"
+        print(f"{run_id} ended in error: {text}", file=sys.stderr)
+    return 0
 
 
 def _length(client: Client, run_id: str) -> int:
