@@ -47,11 +47,12 @@ def every(seconds: int) -> str:
     return f"{{type: interval, interval: {seconds}}}"
 
 
-def jobs(path: Path, every_busy: int = 12) -> tuple[dict[str, str], dict[str, Expected]]:
+def jobs(path: Path, every_busy: int = 12, over: int = 60) -> tuple[dict[str, str], dict[str, Expected]]:
     """Job files, and what is to come of them: each kind of end, and each way to get there.
 
     Those that queue up (`narrow` and `busy`, the latter every so many seconds) leave room for faults: a
-    slot whose holder's agent is away is not free.
+    slot whose holder's agent is away is not free. `over`: seconds that a program would take which its timeout
+    is to kill; as long as no server may be there to do that.
     """
     stop = f"{{start: {every(3)}, stop: {{type: duration, duration: 2}}}}"
     files = {
@@ -72,7 +73,9 @@ def jobs(path: Path, every_busy: int = 12) -> tuple[dict[str, str], dict[str, Ex
         "first": job(path, 0.1, 3, schedule=every(3), more="successors: after\n"),
         "after": job(path, 0.1, 3),
         "halted": job(path, 30, 60, schedule=stop),
-        "over": job(path, 60, 60, schedule=every(5), program="  timeout: {duration: 1.5, signal: SIGKILL}\n"),
+        "over": job(
+            path, over, over, schedule=every(5), program="  timeout: {duration: 1.5, signal: SIGKILL}\n"
+        ),
         "long": job(path, 12, 12, schedule=every(4)),
     }
     expected = {
@@ -84,7 +87,7 @@ def jobs(path: Path, every_busy: int = 12) -> tuple[dict[str, str], dict[str, Ex
         "first": Expected(3, successor="after"),
         "after": Expected(None),
         "halted": Expected(3, ("success", "failure"), 60, cut=True),
-        "over": Expected(5, ("failure",), 60, cut=True),
+        "over": Expected(5, ("failure",), over, cut=True),
         "long": Expected(4, lines=12),
     }
     return files, expected
@@ -113,12 +116,13 @@ def run(
     reconnect: float = RECONNECT,
     patience: float = PATIENCE,
     every_busy: int = 12,
+    over: int = 60,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """`faults`: a timetable, or who does it all. `only`: of the jobs; all of them if empty. `patience`:
     seconds that runs may take to end, once all faults are over, without any of them ending."""
     path = directory / "ledger"
-    files, expected = jobs(path, every_busy)
+    files, expected = jobs(path, every_busy, over)
     if only:
         files = {job_id: files[job_id] for job_id in only}
         expected = {job_id: expected[job_id] for job_id in only}

@@ -50,7 +50,10 @@ def wreck(world: World, lives: Iterable[Point], say: Callable[[str], None]) -> H
 
 
 def play(directory: Path, lives: Iterable[Point], say: Callable[[str], None]) -> campaign.Outcome:
-    return campaign.run(directory, lambda world: wreck(world, lives, say), reconnect=60.0, patience=PATIENCE)
+    # On a slow machine it takes minutes until a server lives long enough to hear of a program.
+    return campaign.run(
+        directory, lambda world: wreck(world, lives, say), reconnect=60.0, patience=PATIENCE, over=900
+    )
 
 
 def main() -> int:
