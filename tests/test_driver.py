@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import sqlite3
 import threading
 import time
@@ -23,6 +24,7 @@ from apsislib.runs import Lost, Running, Update
 from apsislib.states import State
 from apsislib.store import Reader
 from apsislib.times import format_time
+from programs import noop
 
 JOBS = {
     "noop": PROGRAM,
@@ -229,3 +231,29 @@ def test_a_host_that_was_suspended_is_the_reason_of_what_is_begun_late(
         )
     finally:
         site.stop()
+
+
+def test_agents_are_let_in_only_once_programs_look_for_their_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that nobody looks for is deleted at its agent: the program would be started again."""
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+    before = Installation(tmp_path / "before", {"slow": SLOW}).start()
+    run_id = before.make("slow")["run_id"]
+    before.stop()
+    shutil.copy(tmp_path / "before" / "apsis.db", tmp_path / "after" / "apsis.db")
+    looked: list[str] = []
+    monkeypatch.setattr(noop.NoOp, "connect", lambda self, run, host: looked.append(run.run_id))
+    site = Installation(tmp_path / "after", {"slow": SLOW})
+    committed = site.store.committed
+
+    def slowly(*args: Any) -> None:
+        threading.Event().wait(0.5)
+        committed(*args)
+
+    site.store.committed = slowly
+    site.driver.recover()
+    assert looked == [run_id]
+    site.server.start()
+    site.stop()

@@ -147,6 +147,7 @@ class Driver:
             kernel.set_jobs(self.jobs.jobs.values())
             kernel.restore(active, self.clock.wall(), self.clock.boot())
         self._guard.wait(self._guard.ticket)
+        self._guard.store.told()  # what follows that commit is with the hands, not only on disk
         self._hands.programs.submit(lambda: None).result()  # Connect effects have been acted on
         for owe in owed:
             self._acting.hand_on(owe)

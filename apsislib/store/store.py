@@ -330,6 +330,10 @@ class Store:
             with self._lock:
                 self._vacuum = None
 
+    def told(self) -> None:
+        """Returns once `committed` has been called for all that is on disk. ApsisError: it is closing."""
+        self._between(lambda: None)
+
     def _between(self, work: Callable[[], Any]) -> Any:
         """Have the writer do it between two batches: what it answers or raises. ApsisError: it has ended."""
         chore = _Chore(work)
