@@ -1089,6 +1089,9 @@ def test_above_the_bound_who_says_nothing_makes_room(start):
             assert silent[count - 1].rest() == b""  # the older one first
             raw.close()
             assert isinstance(server.event(), Closed)
+            end = time.monotonic() + WAIT
+            while server.listener.connections > 2 and time.monotonic() < end:
+                threading.Event().wait(0.01)  # its thread is still ending
             silent.append(Raw(server.address, None))
     settled.sock.sendall(frame(2, b"still here"))
     assert settled.frame()[1] == b"still here"
