@@ -64,7 +64,8 @@ def test_statistics_are_printed_and_appended_to_a_file(server: Server, tmp_path:
     assert told["tasks"] == {"num_waiting": 0, "num_running": 1, "num_stopping": 0, "num_action": 0}
     assert told["scheduled"] == {"num_heap": 0, "num_entries": 0}
     assert told["start_time"] < told["time"] and told["writer"]["commits"] > 0
-    assert 10e6 < told["statm_resident"] <= told["rusage_maxrss"] < 1e9
+    assert 10e6 < told["statm_resident"] < 1e9
+    assert told["statm_resident"] <= told["rusage_maxrss"]  # of which a process inherits its parent's
     assert server.get("/stats").keys() == told.keys()
 
 
