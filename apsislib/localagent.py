@@ -145,8 +145,8 @@ class LocalAgent:
         """False: the system refuses, for want of processes, memory or room on the disk, say."""
         try:
             if self._child is None or self._child.poll() is not None:
-                # Another process is another agent: runs of the old one must not be looked for there.
-                self.identity = replace(Identity.new(), port=self.identity.port, token=self.identity.token)
+                # Under the same conn_id: it says that it has none of the processes of the one before, whose
+                # runs are errors then. Under another they would wait for the reconnect timeout, in vain.
                 self._begin()
             self.identity.write(self._path)
         except OSError as error:

@@ -47,6 +47,8 @@ class Truths:
             # Its record stays: it is looked for again when the agent connects the next time.
             log.warning("agent %s has process %s: run %s can't be read: %s", conn_id, proc_id, run_id, error)
             return
+        if run is not None and run.state not in FINISHED and (run.run_state or {}).get("proc_id") == proc_id:
+            return  # it will be watched: its record is the only witness of what became of it
         given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}
         wanted = given_up.get("proc_id") == proc_id and run is not None and "late_verdict" not in run.meta
         program = self._load(run.program or {}) if wanted and run is not None else None

@@ -93,3 +93,11 @@ def test_a_record_is_kept_while_the_database_cannot_be_read(monkeypatch: Any) ->
     monkeypatch.setattr(story.host, "stored", unreadable)
     assert story.found()
     assert story.agents.forgotten == [] and story.agents.watchers == {}
+
+
+def test_the_record_of_a_live_run_is_never_deleted_though_nobody_watches_it_yet() -> None:
+    story = Story()
+    story.host.change("r7", state=State.RUNNING, run_state={"proc_id": PROC, "conn_id": "A"}, meta={})
+    assert story.found()
+    assert story.agents.forgotten == [] and story.agents.watchers == {}
+    assert story.found(proc_id="r7.other") and story.agents.forgotten == ["r7.other"]
