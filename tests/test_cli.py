@@ -441,6 +441,14 @@ def test_runs_need_a_job_or_all(server: Server) -> None:
     assert done.stderr.startswith("error: filter --job is required\n")
 
 
+def test_runs_take_the_job_as_a_word_too(server: Server) -> None:
+    run_id = made(server, "schedule", "now", "greet", "name=word", "--wait")
+    short, long = (server.command("runs", *words, "name=word") for words in (("greet",), ("-j", "greet")))
+    assert short.returncode == 0 and f"\n{run_id} " in short.stdout and short.stdout == long.stdout
+    wrong = server.command("runs", "-j", "greet", "nothing")
+    assert wrong.returncode == 2 and "not an arg: 'nothing'" in wrong.stderr
+
+
 def test_runs_of_all_jobs_come_newest_last(server: Server) -> None:
     first = made(server, "schedule", "now", "nothing", "a=1", "state=1")
     second = made(server, "schedule", "now", "greet", "name=1", "--wait")

@@ -148,7 +148,7 @@ def add_commands(subparsers: Any, version: str) -> None:
     command = add("agents", "list the agents, those that are away too")
     add_format(command)
 
-    command = add("runs", "list the runs of a job")
+    command = add("runs", "list the runs of a job", "`runs JOB` is short for `runs --job JOB`.")
     command.add_argument("-j", "--job", metavar="JOB", help="job ID, or words of it")
     command.add_argument(
         "-a",

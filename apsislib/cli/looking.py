@@ -99,6 +99,8 @@ def agents(args: Namespace, client: Client, terminal: Terminal) -> int:
 
 
 def runs(args: Namespace, client: Client, terminal: Terminal) -> int:
+    if args.job is None and not args.all and args.args and "=" not in args.args[0]:
+        args.job, *args.args = args.args  # as all other commands take it
     if args.job is None and not args.all:
         print("error: filter --job is required", file=sys.stderr)
         print("Or --all, for the newest runs of all jobs.", file=sys.stderr)
