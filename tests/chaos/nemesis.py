@@ -143,7 +143,8 @@ class Nemesis:
         self._agents = {agent.conn_id: agent for agent in world.agents}
         self._operators: list[threading.Thread] = []
         self._down = False  # the server is to be down now
-        self._ending: tuple[Fault, float] | None = None  # the server was told to end, and has until then to
+        self._at_server: Fault | None = None  # what it suffers now
+        self._deadline = 0.0  # monotonic; by then it must have ended as it was told
         self._over: dict[str, float] = {}  # until when (boot) a kind of REFUSALS was played
 
     def rage(self) -> History:
@@ -159,8 +160,7 @@ class Nemesis:
                 time.sleep(min(left, 0.2))  # the timetable is kept by the clock
                 self._look_after_server()
             self.history.behind.append((_boot(), time.monotonic() - begun - at))
-            if fault.target == "server" and self._ending is not None and not self._has_ended(fault):
-                # Faults of other things go on: it may be the disk that it waits for.
+            if fault.target == "server" and not self._is_time(fault, begins):
                 heapq.heappush(events, (time.monotonic() - begun + 0.2, number, fault, begins))
                 continue
             self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
@@ -183,14 +183,27 @@ class Nemesis:
                 self.history.wrongs.append(f"the server ended by itself with status {status}: {last}")
             self._world.start_server()
 
-    def _has_ended(self, fault: Fault) -> bool:
-        """Whether the server has done as `fault` told it, or will not. Only then it is started again."""
-        assert self._ending is not None and self._world.server is not None
-        told, deadline = self._ending
-        if fault is not told:
+    def _is_time(self, fault: Fault, begins: bool) -> bool:
+        """Whether what is to befall the server can, or can be over.
+
+        It ends when it can, and not at a time of ours; faults of other things go on meanwhile (it may be the
+        disk that it waits for), and no other of the server's own begins.
+        """
+        if begins:
+            if self._at_server is not None:
+                return False
+            self._at_server = fault
+        elif fault.kind == "end server" and not self._has_ended():
             return False
+        else:
+            self._at_server = None
+        return True
+
+    def _has_ended(self) -> bool:
+        """Whether the server has done as it was told, or will not."""
+        assert self._world.server is not None
         status = self._world.server.poll()
-        if status is None and time.monotonic() < deadline:
+        if status is None and time.monotonic() < self._deadline:
             return False
         if status is None:
             self.history.wrongs.append("the server did not end when it was told to")
@@ -219,7 +232,7 @@ class Nemesis:
                 assert world.server is not None
                 # One that is only starting has no handler yet: SIGTERM is then a kill.
                 world.server.terminate()
-                self._ending = fault, time.monotonic() + PATIENCE
+                self._deadline = time.monotonic() + PATIENCE
             case "restart server":
                 self._operate(self._restart)
             case "freeze server":
@@ -260,7 +273,6 @@ class Nemesis:
                 world.start_server()
                 self._down = False
             case "end server":
-                self._ending = None
                 world.start_server()
                 self._down = False
             case "freeze server":
