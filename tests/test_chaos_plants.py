@@ -64,6 +64,27 @@ def kill_when(holds: Callable[[World], object]) -> Callable[[World], History]:
     return kill
 
 
+def kill_agents_at_work(world: World) -> History:
+    """Kills both agents while a run is running, and waits for its error and for the next one to wait."""
+    history = History()
+    await_run(world, "running")
+    for agent in world.agents:
+        history.killed.add(agent.name)
+        agent.kill()
+    for agent in world.agents:
+        agent.start()
+    await_run(world, "error")
+    await_run(world, "waiting")
+    return history
+
+
+def await_run(world: World, state: str) -> None:
+    end = time.monotonic() + PATIENCE
+    while not world.query("SELECT 1 FROM runs WHERE state = ?", state):
+        assert time.monotonic() < end, f"no run is {state}"
+        time.sleep(0.05)  # the database tells nobody that it has changed
+
+
 def a_program_runs_that_is_not_on_disk(world: World) -> bool:
     begun = set(ledger.read(world.ledger))
     return bool(begun - {f"r{number}" for (number,) in world.query("SELECT number FROM runs")})
@@ -97,7 +118,7 @@ def test_reconciliation_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.timeout(300)
 def test_slot_kept(tmp_path: Path) -> None:
-    verdict = play(tmp_path, LOSS, ("busy",), "slot_kept")
+    verdict = play(tmp_path, kill_agents_at_work, ("busy",), "slot_kept")
     assert any("nothing to wait for" in text for text in verdict.untrue)
 
 
