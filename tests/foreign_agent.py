@@ -23,7 +23,7 @@ from typing import Any
 
 import msgpack
 from raw_agent import PROC
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.frames import Frame, Opcode
 from websockets.sync.client import ClientConnection, connect
 
@@ -149,7 +149,7 @@ class ForeignAgent:
             try:
                 with self._connect() as ws:
                     self._serve(ws)
-            except (OSError, ConnectionClosed, TimeoutError):
+            except (OSError, ConnectionClosed, InvalidHandshake):
                 self._end.wait(0.1)
 
     def _connect(self) -> ClientConnection:
@@ -168,7 +168,8 @@ class ForeignAgent:
             max_size=64 << 20,
             ping_interval=None,
             proxy=None,
-            open_timeout=60,
+            # Its two threads use one TLS connection at once, and now and then what one writes stays unsent.
+            open_timeout=5,
         )
 
     def _serve(self, ws: ClientConnection) -> None:
