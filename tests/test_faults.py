@@ -23,6 +23,7 @@ JOBS = {
     "nothing": "program: {type: no-op}\n",
     "echo": "program: {type: procstar, argv: [/bin/echo, here]}\n",
     "count": ("program:\n  type: procstar-shell\n  command: for i in `seq 9`; do echo $i; sleep 0.3; done\n"),
+    "sleeps": "program: {type: procstar, argv: [/bin/sleep, '600']}\n",
     "elsewhere": "program: {type: procstar, argv: [x], group_id: far, output: {max_size: 1 GB}}\n",
     "much": (
         "program:\n  type: procstar-shell\n  command: yes 0123456789 | head -c 250000000\n"
@@ -88,8 +89,9 @@ def until_made(server: Server) -> str:
 
 
 def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: Server) -> None:
-    going = server.schedule({"job_id": "count"})
+    going, stopped = (server.schedule({"job_id": job_id}) for job_id in ("count", "sleeps"))
     server.until(going, "running")
+    server.until(stopped, "running")
     server.write("tick", "schedule: {type: interval, interval: 1}\nprogram: {type: no-op}\n")
     assert server.command("reload-jobs").returncode == 0
     limit_files(server, 64 * 1024)
@@ -100,6 +102,8 @@ def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: 
     assert ill.json()["reasons"][0].startswith("the database can't be written: ")
     assert server.get("/alive") == {} and len(server.get("/jobs")) == len(JOBS) + 1
     assert requests.post(f"{server.url}/runs", json={"job_id": "echo"}, timeout=60).status_code == 503
+    stop = requests.post(f"{server.url}/runs/{stopped}/stop", timeout=60)
+    assert stop.status_code == 503 and "the stop was passed on" in stop.json()["error"]
     time.sleep(2.5)  # what is due meanwhile is late by more than a second
     limit_files(server, resource.RLIM_INFINITY)
     after = until_made(server)
@@ -110,6 +114,7 @@ def test_a_full_disk_starts_nothing_loses_nothing_and_is_over_by_itself(server: 
     assert server.get("/health") == {"reasons": []}
     assert server.until(going, *ENDS)["state"] == "success"
     assert server.output(going) == b"".join(b"%d\n" % i for i in range(1, 10))
+    assert server.until(stopped, *ENDS)["state"] == "failure", server.messages(stopped)
     for run_id in (*made, after):
         assert server.until(run_id, *ENDS)["state"] == "success"
     echo = server.schedule({"job_id": "echo"})

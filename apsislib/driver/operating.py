@@ -68,9 +68,14 @@ class Operating:
     def _wait(self, ticket: int, verb: str) -> None:
         try:
             self._guard.wait(ticket)
-        except Unavailable:
+        except Unavailable as error:
             if verb not in URGENT:
                 raise
+            # To say that all is well would be a promise: a server that ends now knows nothing of it.
+            raise Unavailable(
+                f"the {verb} was passed on, to an agent that is connected, but {error}; ask again if the"
+                " server ends before that"
+            ) from error
 
     def _check_disk_for(self, verb: str) -> None:
         if verb not in URGENT:
