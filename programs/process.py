@@ -165,7 +165,7 @@ class Process:
         if self._final is not None:
             self.conclude()
         elif self.started:
-            why = "the agent was restarted, or the record deleted"
+            why = "the agent was restarted, or the record deleted; its program may go on"
             self._finish(State.ERROR, f"agent {self._agent()} no longer has the process: {why}")
         elif self._instance is None or self._instance != self._agents.instance(self.conn_id):
             # The process that it was sent to is no more, but the program may be: it outlives agents.

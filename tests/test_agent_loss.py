@@ -159,7 +159,7 @@ def test_an_agent_that_was_killed_is_named_by_the_errors_of_its_runs(world: Worl
     agent.kill()
     agent.start()
     assert world.until(run_id, *ENDS)["state"] == "error"
-    assert world.messages(run_id)[-1].startswith("error: agent a1 (") and "no longer has the process" in str(
+    assert world.messages(run_id)[-1].startswith("error: agent a1 (") and "its program may go on" in str(
         world.messages(run_id)[-1]
     )
     argv = [sys.executable, PROGRAM, "--port", str(world.port), "output", run_id]
