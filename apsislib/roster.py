@@ -193,13 +193,6 @@ class Roster:
         for link in links:
             link.post(link.look_for_leftovers)
 
-    def room(self) -> None:
-        """Output can be stored again: whoever was held back is read on."""
-        with self._lock:
-            links = [agent.link for agent in self._agents.values() if agent.link is not None]
-        for link in links:
-            link.wake()
-
     # -- what is shown -------------------------------------------------------------------------------
 
     def record(self, conn_id: str) -> dict[str, Any] | None:

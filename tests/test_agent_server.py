@@ -459,7 +459,6 @@ def test_while_the_disk_is_behind_an_agent_is_not_read_on(serve):
     assert sender.is_alive()
     assert ("end",) not in watcher.told
     full.clear()
-    server.room()
     watcher.wait("end")
     sender.join(TIMEOUT)
 

@@ -27,7 +27,6 @@ from apsislib.errors import BadRequest
 log = logging.getLogger(__name__)
 
 OK = 0
-NO_SERVER = 1  # the attempts to connect are exhausted
 USAGE = 2  # also: no host, INPUT unreadable
 NOTHING_TO_DO = 65  # no mode given, or the programs of INPUT were refused
 NO_OUTPUT = 72  # the results could not be written

@@ -28,6 +28,7 @@ from apsislib.clock import Deadline
 
 log = logging.getLogger(__name__)
 
+NO_SERVER = 1  # exit status: the attempts to connect are exhausted
 REGISTER_TIMEOUT = 10.0  # seconds for all of TCP, TLS, HTTP and registration
 PING_INTERVAL = 20.0  # seconds
 SHORT = 1.0  # seconds; a server that registers us only to close, thrice in a row, is not rushed at again
@@ -76,7 +77,7 @@ class Service:
             self._unwatch()
             conn.close(timeout=FLUSH_TIMEOUT)
             conn.finish()
-        return 1 if self._exhausted else 0
+        return NO_SERVER if self._exhausted else 0
 
     # -- coming and going
 

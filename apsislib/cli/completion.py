@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-COMPLETE = "_complete"  # the command that the scripts call
 PATIENCE = 2.0  # s for the server's answer; who types does not wait
 RUNS = 50  # offered at once: the newest
 
