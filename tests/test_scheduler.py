@@ -814,7 +814,8 @@ def test_a_start_that_was_not_sent_can_be_stopped(sim: Sim) -> None:
     assert sim.state(run_id) is State.SKIPPED
 
 
-def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim) -> None:
+def stopped_on_its_way(sim: Sim) -> tuple[str, tuple[float, float]]:
+    """A run that was stopped when agent c had been chosen and nothing heard of it; wall and boot of that."""
     sim.add_job("job", program=FOREVER)
     sim.on_launch = lambda run: None
     run_id = sim.schedule("job")
@@ -822,6 +823,11 @@ def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim)
     now = sim.clock.wall(), sim.clock.boot()
     sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
     sim.kernel.stop(run_id, *now)
+    return run_id, now
+
+
+def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim) -> None:
+    run_id, now = stopped_on_its_way(sim)
     sim.settle()
     assert sim.state(run_id) is State.STARTING
     sim.kernel.report(run_id, Running({"proc_id": "p", "conn_id": "c"}), *now)
@@ -831,13 +837,7 @@ def test_a_start_that_may_have_been_sent_is_stopped_as_soon_as_it_runs(sim: Sim)
 
 
 def test_a_start_that_was_stopped_and_then_proves_not_sent_is_begun_nowhere_else(sim: Sim) -> None:
-    sim.add_job("job", program=FOREVER)
-    sim.on_launch = lambda run: None
-    run_id = sim.schedule("job")
-    sim.settle()
-    now = sim.clock.wall(), sim.clock.boot()
-    sim.kernel.report(run_id, Placed({"proc_id": "p", "conn_id": "c"}), *now)
-    sim.kernel.stop(run_id, *now)
+    run_id, now = stopped_on_its_way(sim)
     sim.on_launch = None  # there is another agent
     sim.kernel.report(run_id, Unplaced("agent c was lost before the start was sent to it"), *now)
     sim.settle()

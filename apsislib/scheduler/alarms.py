@@ -1,9 +1,9 @@
 """The alarm clock of the kernel: what wakes a run, and when.
 
-Heaps: instants of schedules by the wall clock, those at which runs are to stop apart from the others, and
-durations by CLOCK_BOOTTIME. Nothing is ever
-removed from the middle: an alarm that was re-armed or disarmed goes stale and is dropped when it
-comes up, and a heap that is mostly stale is rebuilt.
+Three heaps: instants of schedules by the wall clock, those at which runs are to stop apart from the
+others, and durations by CLOCK_BOOTTIME. Nothing is ever removed from the middle: an alarm that was
+re-armed or disarmed goes stale and is dropped when it comes up, and a heap that is mostly stale is
+rebuilt.
 """
 
 from __future__ import annotations

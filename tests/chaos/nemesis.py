@@ -143,7 +143,7 @@ class Nemesis:
         self._agents = {agent.conn_id: agent for agent in world.agents}
         self._operators: list[threading.Thread] = []
         self._down = False  # the server is to be down now
-        self._at_server: Fault | None = None  # what it suffers now
+        self._suffers = False  # the server, a fault of its own
         self._deadline = 0.0  # monotonic; by then it must have ended as it was told
         self._over: dict[str, float] = {}  # until when (boot) a kind of REFUSALS was played
 
@@ -160,7 +160,7 @@ class Nemesis:
                 time.sleep(min(left, 0.2))  # the timetable is kept by the clock
                 self._look_after_server()
             self.history.behind.append((_boot(), time.monotonic() - begun - at))
-            if fault.target == "server" and not self._is_time(fault, begins):
+            if fault.target == "server" and not self._takes_turn(fault, begins):
                 heapq.heappush(events, (time.monotonic() - begun + 0.2, number, fault, begins))
                 continue
             self._say(f"{at:6.1f} {fault.kind} {fault.target} {'begins' if begins else 'ends'} {fault.what}")
@@ -183,20 +183,15 @@ class Nemesis:
                 self.history.wrongs.append(f"the server ended by itself with status {status}: {last}")
             self._world.start_server()
 
-    def _is_time(self, fault: Fault, begins: bool) -> bool:
-        """Whether what is to befall the server can, or can be over.
+    def _takes_turn(self, fault: Fault, begins: bool) -> bool:
+        """Begin, or be over with, one fault of the server's at a time. False: not yet.
 
-        It ends when it can, and not at a time of ours; faults of other things go on meanwhile (it may be the
-        disk that it waits for), and no other of the server's own begins.
+        A server ends when it can, and not at a time of ours; faults of other things go on meanwhile: it may
+        be the disk that it waits for.
         """
-        if begins:
-            if self._at_server is not None:
-                return False
-            self._at_server = fault
-        elif fault.kind == "end server" and not self._has_ended():
+        if self._suffers if begins else fault.kind == "end server" and not self._has_ended():
             return False
-        else:
-            self._at_server = None
+        self._suffers = begins
         return True
 
     def _has_ended(self) -> bool:
