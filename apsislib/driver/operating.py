@@ -73,8 +73,8 @@ class Operating:
                 raise
             # To say that all is well would be a promise: a server that ends now knows nothing of it.
             raise Unavailable(
-                f"the {verb} was passed on, to an agent that is connected, but {error}; ask again if the"
-                " server ends before that"
+                f"the {verb} is passed on if the agent is connected, but {error}; ask again should the server"
+                " end before that"
             ) from error
 
     def _check_disk_for(self, verb: str) -> None:
