@@ -505,8 +505,9 @@ def test_a_run_that_waits_says_for_what(site: Installation) -> None:
 
 def test_a_run_says_which_runs_it_waits_for(site: Installation) -> None:
     limited = "condition: [{type: const, value: true}, {type: max_running, count: 1}]\n" + SLOW
-    after = "condition: {type: dependency, job_id: fails}\n" + PROGRAM
-    for job_id, text in (("limited", limited), ("after", after)):
+    after = "condition: {type: dependency, job_id: before}\n" + PROGRAM
+    files = {"limited": limited, "after": after, "before": JOBS["fails"]}
+    for job_id, text in files.items():
         site.write(job_id, text)
     assert site.post("/api/control/reload_jobs").status_code == 200
     try:
@@ -516,12 +517,12 @@ def test_a_run_says_which_runs_it_waits_for(site: Installation) -> None:
         assert row["reason"] == "1 of 1 running: limited"
         assert row["runs"] == [{"run_id": first, "state": "running"}]
         run_id = site.make("after")["run_id"]
-        failed = site.make("fails")["run_id"]
+        failed = site.make("before")["run_id"]
         (row,) = site.get(f"/api/v1/runs/{run_id}/waiting").json()["waiting"]
-        assert row["reason"] == "fails is failure"
-        assert {"run_id": failed, "state": "failure"} in row["runs"]
+        assert row["reason"] == "before is failure"
+        assert row["runs"] == [{"run_id": failed, "state": "failure"}]
     finally:
-        for job_id in ("limited", "after"):
+        for job_id in files:
             (site.job_dir / f"{job_id}.yaml").unlink()
         assert site.post("/api/control/reload_jobs").status_code == 200
 

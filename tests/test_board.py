@@ -20,7 +20,8 @@ DAY, HOUR = 86400.0, 3600.0
 JOBS = {
     "etl/load": "params: [date]\n" + PROGRAM,
     "etl/fails": "params: [date]\nprogram: {type: no-op, success: false}\n",
-    "slow": "expect: {max_duration: 0.001}\n" + SLOW,
+    "slow": SLOW,
+    "longer": "expect: {max_duration: 0.001}\n" + SLOW,
     "waits": "condition: {type: dependency, job_id: etl/load, args: {date: never}}\n" + PROGRAM,
     "often": "schedule: {type: interval, interval: 600}\n" + PROGRAM,
     "yearly": "schedule: {type: cron, cron: '0 7 6 5 *', tz: UTC}\n" + PROGRAM,
@@ -100,15 +101,15 @@ def test_a_failure_of_yesterday_is_not_todays(site: Installation) -> None:
 def test_what_runs_and_waits_is_listed_with_reasons_alarms_and_usual_durations(site: Installation) -> None:
     now = site.clock.wall()
     for minute, took in enumerate((90.0, 100.0, 500.0)):
-        past(site, "slow", now - DAY + minute * 60, took)
-    running, waiting = site.make("slow")["run_id"], site.make("waits")["run_id"]
+        past(site, "longer", now - DAY + minute * 60, took)
+    running, waiting = site.make("longer")["run_id"], site.make("waits")["run_id"]
     found = ask(site, "board")
     while not found["alarmed"]:  # the alarm is raised by the timer
         found = ask(site, "board")
     assert [run["run_id"] for run in found["running"]] == [running]
     assert [run["run_id"] for run in found["alarmed"]] == [running]
     assert found["alarmed"][0]["alarms"] == ["long"]
-    assert found["typical"]["slow"] == pytest.approx(100, abs=0.01)
+    assert found["typical"]["longer"] == pytest.approx(100, abs=0.01)
     assert [run["run_id"] for run in found["waiting"]] == [waiting]
     (why,) = found["why"][waiting]
     assert "etl/load" in why["condition"] and why["reason"]
@@ -154,6 +155,8 @@ def test_the_timeline_has_what_ended_runs_and_comes_in_the_span(site: Installati
     while site.state(running) != "running":
         pass
     site.post(f"/api/v1/runs/{running}/stop")
+    while site.state(running) != "success":
+        pass
 
 
 def test_what_began_in_a_past_span_and_ended_after_it_is_in_it(site: Installation) -> None:

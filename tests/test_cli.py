@@ -30,7 +30,8 @@ JOBS = {
     "nothing": "params: [a, state]\nprogram: {type: no-op}\n",
     "slow": "program: {type: no-op, duration: 600}\n",
     "odd [red]/jöb": "params: [p]\nprogram: {type: no-op}\n",
-    "later/on": "program: {type: no-op}\ncondition:\n  - {type: dependency, job_id: fail}\n",
+    "later/on": "program: {type: no-op}\ncondition:\n  - {type: dependency, job_id: never}\n",
+    "never": "program: {type: no-op}\n",
     # Prints a line for each line that it is given.
     "echo": "params: [fifo]\nprogram: {type: procstar, argv: [/bin/cat, '{{ fifo }}']}\n",
 }
@@ -480,12 +481,11 @@ def test_a_run_in_detail_has_program_log_output_and_history(server: Server) -> N
 
 def test_waiting_says_why(server: Server) -> None:
     run_id = made(server, "schedule", "now", "later/on", "--stop-time", "1h")
-    server.until(run_id, "waiting", *ENDS)
-    if server.run(run_id)["state"] == "waiting":
-        text = server.command("waiting", run_id).stdout
-        assert "[|]" in text and "dependency fail is success" in text
-        assert json.loads(server.command("waiting", run_id, "--format", "json").stdout)["run_id"] == run_id
-        assert f"{run_id} waits since " in server.command("run", run_id).stdout
+    assert server.until(run_id, "waiting", *ENDS)["state"] == "waiting"
+    text = server.command("waiting", run_id).stdout
+    assert "[|]" in text and "dependency never is success" in text
+    assert json.loads(server.command("waiting", run_id, "--format", "json").stdout)["run_id"] == run_id
+    assert f"{run_id} waits since " in server.command("run", run_id).stdout
     assert server.command("start", run_id).returncode == 0
     server.until(run_id, "success")
     assert server.command("waiting", run_id).stdout == f"{run_id} is success: it waits for nothing\n"

@@ -139,6 +139,7 @@ Make = Callable[..., Server]
 OUTPUT = 'program: {type: procstar-shell, command: "%s"}\n'
 JOBS = {
     "noop": "program: {type: no-op}\n",
+    "locked-out": "program: {type: no-op}\n",
     "slow": OUTPUT % "echo ready; sleep 600",
     "loud": OUTPUT % "yes | head -c 100000; sleep 0.1",
     "stuck": "condition: {type: const, value: false}\nprogram: {type: no-op}\n",
@@ -240,12 +241,12 @@ def test_a_lock_of_somebody_else_is_waited_for_so_long(server: Server) -> None:
     with closing(sqlite3.connect(server.directory / "other.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         # By default it would be five seconds until the writer gives up for the time being.
-        answer = requests.post(f"{server.url}/runs", json={"job_id": "noop"}, timeout=30)
+        answer = requests.post(f"{server.url}/runs", json={"job_id": "locked-out"}, timeout=30)
         other.execute("ROLLBACK")
     assert answer.status_code == 503 and "database is locked" in answer.json()["error"]
     while "can be written again" not in server.log():
         threading.Event().wait(0.05)
-    (run_id,) = server.get("/search/runs", q="noop")["runs"]
+    (run_id,) = server.get("/search/runs", q="locked-out")["runs"]
     assert server.until(run_id, *ENDS)["state"] == "success"
 
 
