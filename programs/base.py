@@ -199,6 +199,9 @@ class Host(Protocol):
     def spawn(self, work: Callable[[], None]) -> None:
         """Have blocking work done by a hand."""
 
+    def insist(self, work: Callable[[], None]) -> None:
+        """As spawn, for what must be done: again until it raises nothing. Till then it changes nothing."""
+
     @property
     def upkeep(self) -> Upkeep:
         """Chores on the database. They take long: for threads of programs only."""

@@ -3,23 +3,20 @@
 Such a run is an error for good, as far as the server is concerned: its slot is free, its actions are
 done, others may have acted on it. But what became of its program is worth knowing. So its process is
 followed as any other, its output stored, and its end written into the run's log and offered to the
-operator, who may mark the run accordingly. Nothing is kept in memory for it: the ID of the process
-names its run, and the run's record says that it was given up.
+operator, who may mark the run accordingly. Nothing is kept in memory for it until it is back: the ID of
+the process names its run, and the run's record says that it was given up.
 """
 
 from __future__ import annotations
 
-import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from apsislib.errors import Unavailable
 from apsislib.runs import Finished, Json, Lost, Remark, Report, Run, run_number
 from apsislib.states import FINISHED, State
 from programs.base import Agents, Host, run_of_proc
 from programs.procstar import Procstar
-
-log = logging.getLogger(__name__)
 
 
 class Truths:
@@ -30,23 +27,31 @@ class Truths:
         self._load = load
         self._host = host
         self._agents = agents
+        self._lock = threading.Lock()  # protects _asked
+        # By proc_id, what was last heard of it and from whom, until its run has been read from the database.
+        self._asked: dict[str, tuple[str, Json]] = {}
 
     def claimed(self, conn_id: str, proc_id: str, res: Json) -> bool:
         """(an agent's thread) Whether the process may be that of a run of ours; then it is looked up."""
         run_id = run_of_proc(proc_id)
         if run_number(run_id) is None:
             return False
-        self._host.spawn(lambda: self._follow(run_id, conn_id, proc_id, res))
+        with self._lock:
+            asked = proc_id in self._asked
+            self._asked[proc_id] = conn_id, res
+        if not asked:
+
+            def look_up_a_late_process() -> None:
+                self._follow(run_id, proc_id)
+
+            self._host.insist(look_up_a_late_process)
         return True
 
-    def _follow(self, run_id: str, conn_id: str, proc_id: str, res: Json) -> None:
-        """(a hand) Follow the process if its run was given up."""
-        try:
-            run = self._host.stored(run_id)
-        except Unavailable as error:
-            # Its record stays: it is looked for again when the agent connects the next time.
-            log.warning("agent %s has process %s: run %s can't be read: %s", conn_id, proc_id, run_id, error)
-            return
+    def _follow(self, run_id: str, proc_id: str) -> None:
+        """(a hand) Follow the process if its run was given up. Raises Unavailable."""
+        run = self._host.stored(run_id)
+        with self._lock:
+            conn_id, res = self._asked.pop(proc_id)
         if run is not None and run.state not in FINISHED and (run.run_state or {}).get("proc_id") == proc_id:
             return  # it will be watched: its record is the only witness of what became of it
         given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}
@@ -76,7 +81,7 @@ class _Afterwards:
         self.put_output = host.put_output
         self.output_length = host.output_length
         self.output_full = host.output_full
-        self.spawn = host.spawn
+        self.spawn, self.insist = host.spawn, host.insist
         self.stats = host.stats
         self.upkeep = host.upkeep
         self.stored, self.note, self.offer = host.stored, host.note, host.offer
@@ -92,6 +97,10 @@ class _Afterwards:
             case Remark(text):
                 self._host.note(run_id, text)
             case Finished(state, message, meta):
-                self.spawn(lambda: self.offer(run_id, state, message, meta))
+
+                def store_a_late_verdict() -> None:
+                    self.offer(run_id, state, message, meta)
+
+                self.insist(store_a_late_verdict)
             case _:
                 pass

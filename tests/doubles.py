@@ -72,6 +72,9 @@ class FakeHost:
     def spawn(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="hand").start()
 
+    def insist(self, work: Callable[[], None]) -> None:
+        self.spawn(work)
+
     def change(self, run_id: str, **fields: Any) -> Run:
         self.runs[run_id] = replace(self.runs[run_id], **fields)
         return self.runs[run_id]

@@ -20,8 +20,38 @@ SETTINGS = Settings(update_interval=None, output_interval=None)
 
 
 class Host(FakeHost):
+    """Works at once, and what has to be done in the end again when it is told to."""
+
+    def __init__(self, agents: Any) -> None:
+        super().__init__(agents)
+        self.readable = True
+        self.owed: list[Callable[[], None]] = []
+
     def spawn(self, work: Callable[[], None]) -> None:
         work()
+
+    def insist(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Unavailable:
+            self.owed.append(work)
+
+    def again(self) -> None:
+        owed, self.owed = self.owed, []
+        for work in owed:
+            self.insist(work)
+
+    def stored(self, run_id: str) -> Run | None:
+        self._read()
+        return super().stored(run_id)
+
+    def offer(self, run_id: str, state: State, message: str | None, meta: Any) -> None:
+        self._read()
+        super().offer(run_id, state, message, meta)
+
+    def _read(self) -> None:
+        if not self.readable:
+            raise Unavailable("no disk")
 
 
 class Story:
@@ -84,15 +114,31 @@ def test_what_is_not_the_process_of_such_a_run_is_left_to_its_fate() -> None:
     assert other.found() and other.agents.forgotten == [PROC]
 
 
-def test_a_record_is_kept_while_the_database_cannot_be_read(monkeypatch: Any) -> None:
+def test_a_run_that_cannot_be_read_is_looked_up_again_until_it_can() -> None:
     story = Story()
-
-    def unreadable(run_id: str) -> Run:
-        raise Unavailable("no disk")
-
-    monkeypatch.setattr(story.host, "stored", unreadable)
-    assert story.found()
+    story.host.readable = False
+    assert story.found() and story.found()  # it was cut off, and is back again
+    story.host.again()
     assert story.agents.forgotten == [] and story.agents.watchers == {}
+    story.host.readable = True
+    story.host.again()
+    assert [remark.message for remark in story.host.of(Remark)] == [
+        "agent A is back and still runs the program (pid 4133)"
+    ]
+    assert PROC in story.agents.watchers and story.host.owed == []
+
+
+def test_an_end_that_cannot_be_offered_is_offered_later() -> None:
+    story = Story()
+    story.found()
+    watcher = story.agents.watchers[PROC]
+    watcher.registered(True)
+    story.host.readable = False
+    watcher.result(ended(3, length=7))
+    assert story.host.offers == []
+    story.host.readable = True
+    story.host.again()
+    assert story.host.offers == [("r7", State.FAILURE, "exit code 3")]
 
 
 def test_the_record_of_a_live_run_is_never_deleted_though_nobody_watches_it_yet() -> None:

@@ -19,6 +19,7 @@ after the writer has said that it is on disk. A room for each of these, in the o
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 from apsislib.clock import Clock, Deadline
@@ -97,6 +98,7 @@ class Driver:
         self.is_running = timer.is_running
         self.is_alive = timer.is_alive
         self.spawn = hands.spawn
+        self.insist = partial(hands.insist, hands.remote)
         self.job, self.match = book.job, book.match
         self.reload, self.retired = book.reload, book.retired
         self.create, self.create_ad_hoc, self.rerun = making.create, making.create_ad_hoc, making.rerun
