@@ -27,7 +27,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agent_server import AgentServer
+    from apsislib.clock import Clock
+    from apsislib.driver import Driver
     from apsislib.orders import Orders
+    from apsislib.store import Store
     from apsislib.systemd import Notifier
 
 VERSION = "0.1.0"
@@ -52,7 +56,7 @@ log = logging.getLogger("apsis")
 class Host:
     """The server, as programs see it: see programs.base.Host."""
 
-    def __init__(self, driver: Any, store: Any, clock: Any, agents: Any) -> None:
+    def __init__(self, driver: Driver, store: Store, clock: Clock, agents: AgentServer | None) -> None:
         from apsislib.upkeep import Upkeep
 
         self.clock = clock
@@ -61,7 +65,7 @@ class Host:
         self.upkeep = Upkeep(store, clock, lambda run_id: driver.live_run(run_id) is not None, driver.retired)
         self.report = driver.report
         self.run = driver.live_run
-        self.spawn = driver.spawn
+        self.spawn, self.insist = driver.spawn, driver.insist
         self.stored, self.note, self.offer = driver.stored, driver.note, driver.offer
         self.put_output = store.put_output
         self._store = store
@@ -450,8 +454,8 @@ def check_jobs(args: argparse.Namespace) -> int:
         if args.check_dependencies_scheduled and not unread:
             errors += jobs.check_scheduled(found, now, calendars.get)
         errors.sort(key=lambda error: (error.path, error.line or 0))
-    except jobs.JobErrors as wrong:
-        found, errors = None, list(wrong.errors)
+    except jobs.JobErrors as several:
+        found, errors = None, list(several.errors)
     except ApsisError as error:
         complain(error)
         return 1
@@ -461,8 +465,8 @@ def check_jobs(args: argparse.Namespace) -> int:
         report["warnings"] = [] if found is None else list(map(str, found.warnings))
         sys.stdout.write(machine(report, args.format))
         return 1 if errors else 0
-    for error in errors:
-        print(f"{error.job_id}: {error}" if error.job_id else str(error))
+    for wrong in errors:
+        print(f"{wrong.job_id}: {wrong}" if wrong.job_id else str(wrong))
     if found is not None:
         for warning in found.warnings:
             print(f"warning: {warning}", file=sys.stderr)
