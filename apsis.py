@@ -281,6 +281,7 @@ class Apsis:
             log.warning("the database can be written again: going on")
         else:
             log.error("the database can't be written: %s; nothing new is started until it can", reason)
+        self.driver.failing(reason)
 
     def _files_changed(self) -> None:
         """(apsis-watch) Reload the jobs, and say so."""

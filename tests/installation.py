@@ -110,6 +110,7 @@ class Installation:
         )
         self.store.committed = self.driver.committed
         self.store.unwritable = self.driver.unwritable
+        self.store.failing = self.driver.failing
         self.store.start()
         self.live = Live(
             self.driver,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -208,16 +208,14 @@ class Stage:
         """Whether something was written."""
         self._owing += self.kernel.outbox
         if self._full_until is not None:
-            for effect in self.kernel.outbox:
-                if isinstance(effect, Signal):
-                    self._acted.add(id(effect))
-                    self._call(effect)
+            self._overtake(self.kernel.outbox)
         self.kernel.outbox = []
         if self._full_until is not None or not (self._owing or self.chunks):
             return False
         mode = self.fault.at("commit")
         if mode == "fails":
             self._full_until = self.clock.boot() + FULL
+            self._overtake(self._owing)
             return False
         if mode == "before":
             raise Killed
@@ -242,6 +240,12 @@ class Stage:
         saves = [e.run for e in written.effects if isinstance(e, Save)]
         self.kernel.evict([run for run in saves if run.state in FINISHED])
         return True
+
+    def _overtake(self, effects: Iterable[Any]) -> None:
+        for effect in effects:
+            if isinstance(effect, Signal):
+                self._acted.add(id(effect))
+                self._call(effect)
 
     def _call(self, effect: Any) -> None:
         run = effect.run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -278,3 +279,35 @@ def test_a_signal_that_overtakes_a_failing_disk_is_sent_once_though_it_recovers_
         assert not site.driver._acting._overtaken
     finally:
         site.stop()
+
+
+@pytest.mark.parametrize("hangs", [False, True], ids=["refuses", "hangs"])
+def test_the_first_thing_that_a_failing_disk_is_given_is_passed_on_if_it_is_a_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(NoOp, "signal", lambda self, run, host, signum, stop: sent.append(signum))
+    monkeypatch.setattr("apsislib.driver.guard.COMMIT", 0.5 if hangs else 60.0)
+    site = Installation(tmp_path, {"slow": SLOW}).start()
+    run_id = site.make("slow")["run_id"]
+    database, aside = tmp_path / "apsis.db", tmp_path / "aside.db"
+    whole = threading.Event()
+    try:
+        until(lambda: site.state(run_id) == "running")
+        if hangs:
+            threading.Thread(target=lambda: site.store._between(whole.wait), daemon=True).start()
+            until(lambda: not site.store._chores)
+        else:
+            database.rename(aside)
+        answer = site.post(f"/api/v1/runs/{run_id}/stop")
+        assert answer.status_code == 503 and "passed on" in answer.json()["error"]
+        until(lambda: sent)
+        assert site.state(run_id) == "running"  # on disk
+    finally:
+        whole.set()
+        if aside.exists():
+            aside.rename(database)
+        until(lambda: site.state(run_id) == "stopping")
+        site.driver._hands.programs.submit(lambda: None).result(60)
+        site.stop()
+    assert sent == [15] and not site.driver._acting._overtaken

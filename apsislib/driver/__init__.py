@@ -61,7 +61,7 @@ class Driver:
         since: float | str | None = None,
         refuse_older: float | None = None,
     ) -> None:
-        """`store` is open, its writer not started; give it `committed` and `unwritable` as callbacks.
+        """`store` is open, its writer not started; give it `committed`, `unwritable` and `failing`.
 
         `since`: schedules go on from there ("now", or an instant) if that is later than the stored
         clock. `refuse_older`: seconds; raises BadRequest if the stored clock is older than that.
@@ -114,7 +114,7 @@ class Driver:
         self.peak = health.peak
         # Last: what programs are given has some of these verbs.
         self._acting = acting = Acting(guard, hands, book, making, feed, parts, parts.host(self))
-        self.committed, self.unwritable = acting.committed, acting.unwritable
+        self.committed, self.unwritable, self.failing = acting.committed, acting.unwritable, acting.failing
         self.tally = acting.tally
 
     @property

@@ -63,6 +63,7 @@ class Acting:
         self._bound: dict[str, Program] = {}  # apsis-program only
         self._overtaken: set[int] = set()  # ids of Signal effects already acted on; under the lock
         guard.braked = self._overtake_locked
+        guard.overtake = self.overtake
 
     def committed(self, effects: Sequence[Any], grew: Sequence[Any]) -> None:
         """(apsis-writer) What was decided is on disk: act, then tell."""
@@ -149,6 +150,23 @@ class Acting:
         self._overtaken.update(id(e) for e in signals)
         if signals:
             self._hands.submit(self._hands.programs, self._overtake, signals)
+
+    def overtake(self) -> None:
+        """What was handed over before it was known that the disk fails, or hangs, must not wait either."""
+        self._hands.submit(self._hands.programs, self._overtake_waiting)
+
+    def _overtake_waiting(self) -> None:
+        """(apsis-program) Should it be written meanwhile, then `_call` follows on this thread, and knows."""
+        with self._guard.hold():
+            unwritten = self._guard.store.unwritten()
+            signals = [e for e in unwritten if isinstance(e, Signal) and id(e) not in self._overtaken]
+            self._overtaken.update(id(e) for e in signals)
+        self._overtake(signals)
+
+    def failing(self, message: str | None) -> None:
+        """(apsis-writer) The disk refuses, or (None) does so no more."""
+        if message is not None:
+            self.overtake()
 
     def _overtake(self, signals: Iterable[Signal]) -> None:
         """(apsis-program) Send them now; once committed, they are not sent again."""

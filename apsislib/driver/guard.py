@@ -32,6 +32,7 @@ class Guard:
         self.ticket = 0  # of the latest hand-over; read by the thread that made it, under the lock
         self.stopping = False
         self.braked: Callable[[Sequence[Effect]], None] = lambda effects: None  # told while the disk fails
+        self.overtake: Callable[[], None] = lambda: None  # has signals sent that wait for the disk
         # Protects the kernel. Nothing but leaf locks is taken under it, and no I/O is done.
         self._lock = threading.Lock()
         self._due = threading.Condition(self._lock)  # the timer sleeps on it until something may be due

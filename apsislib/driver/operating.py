@@ -71,6 +71,7 @@ class Operating:
         except Unavailable as error:
             if verb not in URGENT:
                 raise
+            self._guard.overtake()
             # To say that all is well would be a promise: a server that ends now knows nothing of it.
             raise Unavailable(
                 f"the {verb} is passed on if the agent is connected, but {error}; ask again should the server"

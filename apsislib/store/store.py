@@ -118,6 +118,7 @@ class Store:
         self._put = 0  # puts ever: tickets
         self._done = 0  # the first so many of them are committed
         self._waiting = 0  # effects handed over and not committed, those being written included
+        self._writing: list[Entry] = []  # these
         self._backlog = Backlog()
         self._room: list[Callable[[], None]] = []  # to be called when the backlog has shrunk
         self._chores: list[_Chore] = []
@@ -215,6 +216,11 @@ class Store:
             self._waiting += len(entries)
             self._filled.notify()
             return self._put
+
+    def unwritten(self) -> list[Entry]:
+        """What has been handed over and `committed` is still to be told of, in order."""
+        with self._lock:
+            return [*self._writing, *(entry for entries in self._puts for entry in entries)]
 
     def wait(self, ticket: int, timeout: float | None = None) -> None:
         """Return once the put is on disk.
@@ -495,6 +501,7 @@ class Store:
                 entry.run.run_id for entry in entries if isinstance(entry, Save) and finished(entry.run.state)
             }
             whole = {(entry.run_id, entry.output_id) for entry in entries if isinstance(entry, Output)}
+            self._writing = entries
             return _Batch(puts, entries, self._backlog.take(OUTPUT_BATCH, whole, ending))
 
     def _commit(self, batch: _Batch) -> Written | None:
@@ -563,6 +570,7 @@ class Store:
         with self._lock:
             self._done += batch.puts
             self._waiting -= len(batch.entries)
+            self._writing = []
             self._backlog.done(batch.chunks)
             failure, self._failure = self._failure, None
             self._counts["commits"] += 1
