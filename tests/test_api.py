@@ -990,40 +990,81 @@ def test_an_idle_connection_is_closed_in_time(site: Installation, monkeypatch: p
         assert sock.recv(1000) == b""
 
 
+def until_served(address: tuple[str, int], request: bytes) -> socket.socket:
+    """A connection on which the answer to `request` has begun; its buffers hold little of a large one."""
+    while True:
+        sock = socket.socket()
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.settimeout(60)
+        sock.connect(address)
+        sock.sendall(request)
+        if sock.recv(12) == b"HTTP/1.1 200":
+            return sock
+        sock.close()  # a thread counts as idle only an instant after it has answered
+
+
+def rest(sock: socket.socket) -> bytes:
+    answer = b""
+    while piece := sock.recv(65536):
+        answer += piece
+    return answer
+
+
 def test_with_all_threads_at_work_the_answer_is_503_at_once_and_idle_ones_make_room(
     alone: Installation,
 ) -> None:
-    """Two threads. Idle connections give way; connections in the middle of a request do not."""
+    """Two threads. Idle connections give way; those whose answer is being sent do not."""
     address = ("127.0.0.1", alone.port)
-    idle = [socket.create_connection(address, 10) for _ in range(2)]
+    run_id = alone.make("noop")["run_id"]
+    alone.print(run_id, [b"x" * 8_000_000])
+    idle = [until_served(address, GOOD) for _ in range(2)]
+    large = f"GET /api/v1/runs/{run_id}/output/output HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    busy = [until_served(address, large) for _ in range(2)]
     for sock in idle:
-        sock.sendall(GOOD)
-        assert sock.recv(1000).startswith(b"HTTP/1.1 200")
-    busy: list[socket.socket] = []
-    for _ in range(200):
-        sock = socket.create_connection(address, 10)
-        sock.sendall(GOOD + b"GET / HTT")  # the first is answered, so a thread has it; the second never ends
-        if sock.recv(1000).startswith(b"HTTP/1.1 200"):
-            busy.append(sock)
-        else:
-            sock.close()  # a thread counts as idle only an instant after it has answered
-        if len(busy) == 2:
-            break
-    assert len(busy) == 2
-    for sock in idle:
-        assert sock.recv(1000) == b""
-    with socket.create_connection(address, 10) as late:
+        rest(sock)
+    with socket.create_connection(address, 60) as late:
         late.sendall(GOOD)
-        answer = b""
-        while piece := late.recv(1000):
-            answer += piece
-    head, _, body = answer.partition(b"\r\n\r\n")
+        head, _, body = rest(late).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after" in head
     assert "busy" in json.loads(body)["error"]
+    for sock in busy:
+        sock.shutdown(socket.SHUT_WR)  # else it would be kept for another request
+        assert len(rest(sock)) > 8_000_000
     for sock in (*idle, *busy):
         sock.close()
     names = {t.name for t in threading.enumerate() if t.name.startswith("apsis-api-")}
     assert {"apsis-api-1", "apsis-api-2"} <= names
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        GOOD[:20],
+        GOOD.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n{"),
+    ],
+    ids=["head", "body"],
+)
+def test_who_has_sent_part_of_a_request_makes_room_and_is_told_so(
+    alone: Installation, part: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two threads. Of more than two such connections the oldest give way, and all the time there is room."""
+    monkeypatch.setattr("apsislib.api.server.ROOM", 60.0)
+    for limit in ("HEAD", "BODY"):
+        monkeypatch.setattr(f"apsislib.api.exchange.{limit}", 600.0)
+    address = ("127.0.0.1", alone.port)
+    parts = []
+    for _ in range(20):
+        parts.append(socket.create_connection(address, 60))
+        parts[-1].sendall(part)
+    until_served(address, GOOD).close()
+    for sock in parts[:-2]:  # the last may still be there
+        head, _, body = rest(sock).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 ") and b"retry-after: 1" in head
+        assert "had not arrived" in json.loads(body)["error"]
+    for sock in parts:
+        sock.close()
+    said = [r.getMessage() for r in caplog.records if "had not arrived" in r.getMessage()]
+    assert len(said) == 10 and "127.0.0.1" in said[0]  # and how many more there were, a minute later
 
 
 def test_a_client_that_goes_away_costs_only_its_own_connection(site: Installation) -> None:

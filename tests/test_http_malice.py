@@ -26,6 +26,7 @@ WAIT = 60.0
 JOBS = {
     "noop": "params: [a]\nprogram: {type: no-op}\n",
     "echo": "program: {type: procstar, argv: [/bin/echo, here]}\n",
+    "big": "program: {type: procstar, argv: [/usr/bin/head, -c, '8000000', /dev/zero]}\n",
     "slow": "program: {type: procstar-shell, command: echo begun; sleep 600}\n",
 }
 # Nothing that ends the server, which is no failure.
@@ -259,3 +260,47 @@ def test_frames_of_any_kind_end_their_own_stream_alone(server: Server) -> None:
             pass
         unhurt(server, fds)
         assert resident(server) - before < 30 << 20
+
+
+def test_half_sent_requests_keep_nobody_out(server: Server) -> None:
+    """More of them than the server serves at once, all held open. Who was there before stays as well."""
+    big = server.schedule({"job_id": "big"})
+    server.until(big, "success")
+    fds = descriptors(server)
+    assert server.process is not None
+    tasks = Path(f"/proc/{server.process.pid}/task")
+    threads = len(list(tasks.iterdir()))
+    body = b"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n{"
+    held: list[socket.socket] = []
+    with connect(f"ws{server.url[4:]}/summary", max_size=None) as stream, socket.socket() as reader:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # so that most of the answer waits
+        reader.settimeout(WAIT)
+        reader.connect(("127.0.0.1", server.port))
+        reader.sendall(
+            b"GET /api/v1/runs/%s/output/output HTTP/1.1\r\nHost: localhost\r\n" % big.encode()
+            + b"Connection: close\r\n\r\n"
+        )
+        assert reader.recv(12) == b"HTTP/1.1 200"
+        try:
+            for count in range(300):
+                held.append(socket.create_connection(("127.0.0.1", server.port), WAIT))
+                held[-1].sendall((UPGRADE[:40], body, b"")[count % 3])
+                if count % 30 == 0:  # each on a connection of its own
+                    assert requests.get(f"{server.url}/jobs", timeout=WAIT).status_code == 200
+            run_id = server.schedule({"job_id": "echo"})
+            while run_id not in str(stream.recv(timeout=WAIT)):
+                pass
+            assert len(list(tasks.iterdir())) < threads + 100
+            for sock in held[:2]:  # the oldest have made room, which is not what befalls who is waited for
+                assert sock.recv(13) == b"HTTP/1.1 503 "
+            size = 12
+            while piece := reader.recv(65536):
+                size += len(piece)
+            assert size > 8_000_000
+        finally:
+            for sock in held:
+                sock.close()
+    assert (
+        1 <= server.log().count("whose request had not arrived") < 100
+    )  # 10 a minute; then they are counted
+    unhurt(server, fds)

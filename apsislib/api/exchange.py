@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import http.server
 import logging
 import socket
@@ -27,6 +28,19 @@ BODY = 60.0  # s for a body: 16 MiB at a poor 300 kB/s
 SEND = 30.0  # s without a byte taken, after which the client is taken for gone
 LINGER = 1.0  # s that a refused client is read from, so that a reset does not take the answer from it
 WHOLE = 65536  # bytes up to which head and body share one send
+
+
+class Phase(enum.Enum):
+    """What a connection is about. The first two may be ended for the sake of others."""
+
+    IDLE = "no request, or nothing of it yet"
+    PARTIAL = "a part of a request"
+    AT_WORK = "a whole request, until its answer was sent"
+    LEAVING = "ended for the sake of others"
+
+
+class Crowded(Exception):
+    """The connection has to make room for another, and has not brought a whole request."""
 
 
 class Exchange(http.server.BaseHTTPRequestHandler):
@@ -58,10 +72,15 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 head = self._read_head()
                 if head is None or not self._exchange(head):
                     return
+            except Crowded:
+                self._make_room()
+                return
             except Refused as refusal:
+                self.server.enter(self.sock, Phase.AT_WORK)
                 answer = failed(refusal.status, str(refusal))
                 self._log(refusal.status)
                 self._send(replace(answer, headers=refusal.headers, close=True), head_only=False)
+                self.server.enter(self.sock, Phase.PARTIAL)
                 self._linger()
                 return
 
@@ -71,6 +90,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         self.asked = request
         self.server.admit(request, self.local)
         if "upgrade" in request.headers and request.headers["upgrade"].lower() == "websocket":
+            if not self.server.enter(self.sock, Phase.AT_WORK):
+                raise Crowded
             answer = self._upgrade(request)
             if answer is None:
                 self._log(101)
@@ -79,6 +100,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             length = message.body_length(request)
             if length:
                 request = message.with_body(request, self._read_body(request, length))
+            keep &= self.server.enter(self.sock, Phase.AT_WORK)
             answer = self.server.answer(request)
         self._log(answer.status)
         keep = keep and not answer.close and not self.server.closing.is_set()
@@ -116,7 +138,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
     def _read_head(self) -> bytes | None:
         """The next head, without the empty line behind it; None: the client has gone. Raises Refused."""
         if not self.held:
-            self.server.idle(self.sock, True)
+            self.server.enter(self.sock, Phase.IDLE)
             self._wait_for(IDLE)
             try:
                 data = self.sock.recv(65536)
@@ -124,7 +146,6 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 return None
             if not data:
                 return None
-            self.server.idle(self.sock, False)
             self.held += data
         deadline: Deadline | None = None
         seen = 0
@@ -147,7 +168,7 @@ class Exchange(http.server.BaseHTTPRequestHandler):
 
     def _read_body(self, request: Request, length: int) -> bytes:
         if len(self.held) < length and "expect" in request.headers:
-            self._wait_for(SEND)
+            self._wait_for(0.0)  # 25 bytes, which are taken at once unless earlier answers are not read
             self.sock.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         deadline = Deadline(BODY, self.clock)
         while len(self.held) < length:
@@ -163,7 +184,9 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             self.sock.settimeout(seconds)
 
     def _more(self, deadline: Deadline) -> bool:
-        """Receive. False: the stream has ended. Raises Refused when time is up."""
+        """Receive more of a request. False: the stream has ended. Raises Refused, Crowded when time is up."""
+        if not self.server.enter(self.sock, Phase.PARTIAL):
+            raise Crowded
         left = deadline.left()
         try:
             if not left:
@@ -172,6 +195,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             data = self.sock.recv(262144)
         except TimeoutError:
             raise Refused(408, "the request did not arrive in time") from None
+        if not data and not self.server.enter(self.sock, Phase.PARTIAL):
+            raise Crowded
         self.held += data
         return bool(data)
 
@@ -195,6 +220,17 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 head = b""
             if head:
                 self.sock.sendall(head)
+
+    def _make_room(self) -> None:
+        """Tell the client why, if that can be done without waiting."""
+        host = self.client_address[0]
+        text = "too many connections: closed one of %s, whose request had not arrived"
+        self.server.strangers.say(logging.WARNING, host, text, host)
+        answer = failed(503, "the server is busy, and the request had not arrived yet; try again")
+        answer = replace(answer, headers=(("retry-after", "1"),))
+        self._wait_for(0.0)
+        with contextlib.suppress(OSError):
+            self.sock.sendall(answer.head(close=True) + bytes(answer.body))  # type: ignore[arg-type]
 
     def _linger(self) -> None:
         """Read what a refused client still sends, for a moment: a reset could overtake the answer."""

@@ -1,8 +1,8 @@
 """The HTTP port: sockets, threads, and what every request goes through.
 
 `apsis-http` accepts; each connection is then served by one of a bounded number of `apsis-api-N`,
-until it is closed. When all are taken, the connection that has been idle longest makes room; if all
-are at work, the newcomer is told 503 at once.
+until it is closed. When all are taken, the connection that has waited longest for a request, or for the
+rest of one, makes room; if all are at work, the newcomer is told 503 at once.
 """
 
 from __future__ import annotations
@@ -21,17 +21,21 @@ from dataclasses import replace
 from typing import Any
 
 from apsislib.api import encoding, message, routes
-from apsislib.api.exchange import LINGER, Exchange
+from apsislib.api.exchange import LINGER, Exchange, Phase
 from apsislib.api.message import Refused, Request, Response, failed
 from apsislib.api.pages import Pages
 from apsislib.api.parts import Parts
 from apsislib.clock import Deadline
 from apsislib.errors import ApsisError
+from apsislib.sockets import Strangers
 
 log = logging.getLogger(__name__)
 
 THREADS = 64  # connections served at once; a browser holds six, a command one
-BACKLOG = 128  # connections that the kernel holds for us
+BACKLOG = 1024  # connections that the kernel holds for us; one more has to knock again, a second later
+REFUSED = 128  # clients that may still read that they were refused
+TURNOVER = 4  # one place in so many may change hands at once, so that who has come can say what it wants
+ROOM = 3.0  # s that a newcomer waits at most for those before it to be in their places: milliseconds mostly
 
 # Takes over a connection that becomes a WebSocket: the name of its route, the request's parameters,
 # query and headers, the socket, and the bytes that were read beyond the head. Raises an ApsisError before
@@ -69,9 +73,12 @@ class Server(http.server.HTTPServer):
         self._lock = threading.Lock()
         self._offered = threading.Condition(self._lock)  # _waiting is no longer empty, or closing was set
         self._waiting: deque[tuple[socket.socket, Any]] = deque()  # accepted, not yet taken by a thread
-        self._free = 0  # threads that wait for a connection
+        self._free = 0  # threads that wait for a connection, or have one in _waiting to take
         self._threads: list[threading.Thread] = []
-        self._open: dict[socket.socket, bool] = {}  # being served -> idle; longest idle first among those
+        self._open: dict[socket.socket, Phase] = {}  # have a thread; who is longest in its phase comes first
+        self._leaving = 0  # of these, how many are in that phase
+        self._settled = threading.Condition(self._lock)  # fewer places change hands
+        self.strangers = Strangers(parts.clock)
         self._numbers = itertools.count(1)
         self._refused: deque[tuple[socket.socket, Deadline]] = deque()  # apsis-http only
         self._short = False  # of descriptors or memory, and that was said; apsis-http only
@@ -112,8 +119,8 @@ class Server(http.server.HTTPServer):
             self._offered.notify_all()
             waiting = list(self._waiting)
             self._waiting.clear()
-            for sock, idle in self._open.items():
-                if idle:
+            for sock, phase in self._open.items():
+                if phase is Phase.IDLE:
                     _shut(sock, socket.SHUT_RD)
             threads = list(self._threads)
         for sock, _ in waiting:
@@ -125,6 +132,7 @@ class Server(http.server.HTTPServer):
                 _shut(sock, socket.SHUT_RDWR)
         for thread in threads:
             thread.join(0.5 if thread.is_alive() else 0)
+        self.strangers.sum_up(now=True)
         return [t.name for t in (self._accepting, *threads) if t.is_alive()]
 
     def _accept(self) -> None:
@@ -152,13 +160,28 @@ class Server(http.server.HTTPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """(apsis-http) Give a new connection to a thread."""
         with self._lock:
-            if self._free <= len(self._waiting):
-                more = len(self._threads) < self.limit and self._add_thread_locked()
-                if not more and not self._make_room_locked():
-                    self._refuse(request)
-                    return
-            self._waiting.append((request, client_address))
-            self._offered.notify()
+            room = self._room_locked()
+            if room:
+                self._waiting.append((request, client_address))
+                self._offered.notify()
+        if not room:
+            self._refuse(request)
+            host = client_address[0]
+            self.strangers.say(logging.WARNING, host, "too many requests at once: refused one of %s", host)
+
+    def _room_locked(self) -> bool:
+        """(apsis-http) Have a thread for one connection more, now or in an instant. False: there is none."""
+        if self._free > len(self._waiting):
+            return True
+        if len(self._threads) < self.limit and self._add_thread_locked():
+            return True
+        # Who comes in a flood of others is not to give way before its first bytes could be read.
+        calm = self._settled.wait_for(self._calm_locked, ROOM)
+        return calm and self._make_room_locked()
+
+    def _calm_locked(self) -> bool:
+        changing = self._leaving + min(self._free, len(self._waiting))
+        return changing < max(1, self.limit // TURNOVER)
 
     def _add_thread_locked(self) -> bool:
         """(apsis-http) False: the system has none left for us, which is said once."""
@@ -174,6 +197,7 @@ class Server(http.server.HTTPServer):
             return False
         self._alone = False
         self._threads.append(thread)
+        self._free += 1
         return True
 
     def _refuse(self, sock: socket.socket) -> None:
@@ -183,11 +207,11 @@ class Server(http.server.HTTPServer):
             sock.send(_BUSY)
             sock.shutdown(socket.SHUT_WR)
         self._refused.append((sock, Deadline(LINGER, self.parts.clock)))
-        if len(self._refused) > BACKLOG:
+        if len(self._refused) > REFUSED:
             self._refused.popleft()[0].close()
 
     def service_actions(self) -> None:
-        """(apsis-http) Called at least every second: close those whose client has read the refusal.
+        """(apsis-http) Called at least every second: sum up; close those whose client has read the refusal.
 
         Closing at once, with the request unread, would reset the connection and could take the answer
         away before it is read.
@@ -198,29 +222,36 @@ class Server(http.server.HTTPServer):
                 while sock.recv(65536):
                     pass
             sock.close()
+        self.strangers.sum_up()
 
     def _make_room_locked(self) -> bool:
-        """Have the connection that has been idle longest closed. False: none is idle."""
-        for sock, idle in self._open.items():
-            if idle:
-                self._open[sock] = False
-                # Its thread, waiting for the next request, reads the end of the stream.
+        """Have the connection closed that has waited longest for its client. False: none waits."""
+        for sock, phase in self._open.items():
+            if phase in (Phase.IDLE, Phase.PARTIAL):
+                self._open[sock] = Phase.LEAVING
+                self._leaving += 1
+                # Its thread, waiting for the next bytes, reads the end of the stream.
                 _shut(sock, socket.SHUT_RD)
                 return True
         return False
+
+    def _gone_locked(self) -> None:
+        """One that was to make room has done so, or has a request to be answered first."""
+        self._leaving -= 1
+        self._settled.notify()
 
     def _serve(self) -> None:
         """(apsis-api-N) Serve one connection after another. Ends when stop() was called."""
         while True:
             with self._lock:
-                self._free += 1
                 while not self._waiting and not self.closing.is_set():
                     self._offered.wait()
                 self._free -= 1
                 if self.closing.is_set():
                     return
                 sock, address = self._waiting.popleft()
-                self._open[sock] = False
+                self._open[sock] = Phase.IDLE
+                self._settled.notify()
             kept = False
             try:
                 exchange = Exchange(sock, address, self)
@@ -230,16 +261,30 @@ class Server(http.server.HTTPServer):
             except Exception:
                 log.exception("connection of %s failed", address)
             with self._lock:
-                del self._open[sock]
+                self._free += 1
+                if self._open.pop(sock) is Phase.LEAVING:
+                    self._gone_locked()
             if not kept:
                 self.shutdown_request(sock)
 
-    def idle(self, sock: socket.socket, idle: bool) -> None:
-        """A connection waits for a request, or has got its first byte."""
+    def enter(self, sock: socket.socket, phase: Phase) -> bool:
+        """A connection is in `phase` now. False: it was told to make room, and hears its client no more.
+
+        If it has brought a whole request even so, that is still answered.
+        """
         with self._lock:
-            # Taken out and put back: the order of the dict is the order of becoming idle.
+            before = self._open[sock]
+            if before is Phase.LEAVING and phase is Phase.AT_WORK:
+                self._gone_locked()
+                self._make_room_locked()  # somebody else has to, for the one who was promised the place
+            elif before is Phase.LEAVING:
+                return False
+            elif before is phase:
+                return True
+            # Taken out and put back: the order of the dict is that of entering.
             del self._open[sock]
-            self._open[sock] = idle
+            self._open[sock] = phase
+        return before is not Phase.LEAVING
 
     # -- a request -----------------------------------------------------------------------------------
 
