@@ -21,7 +21,7 @@ from programs import remains
 from programs.base import Agents, Host, OutputLimit, Settings, lasting, signal_name
 from programs.fetching import Fetching
 from programs.sudo import UNCATCHABLE, BySudo
-from programs.verdicts import conclusion, kept, output_length, unmet
+from programs.verdicts import conclusion, elapsed, ended_before, kept, output_length, unmet
 
 log = logging.getLogger(__name__)
 
@@ -218,7 +218,7 @@ class Process:
         status = res.get("status")
         killed = isinstance(status, Mapping) and status.get("signum") is not None
         if self._pid is not None and (killed or signalled):
-            took = (res.get("times") or {}).get("elapsed") or 0.0
+            took = elapsed(res) or 0.0
             told = partial(self._host.note, self.run_id)
             process = (self._pid, self.proc_id, self.run_id)
             remains.sweep(self._agents, self.conn_id, process, took, self._marked, told)
@@ -391,6 +391,10 @@ class Process:
             program.sudo_user,
             bytes(self._output.said),
         )
+        after = run_state.get("timed_out")
+        if after is not None and ended_before(self._final, after):
+            took = elapsed(self._final)
+            self.remark(f"its agent says that the program ran for {took:.3g} s: it had ended within its time")
         meta = self._meta(self._final)
         meta["stop"] = {"signals": list(run_state.get("signals") or ())}
         if self._output.missing is not None:

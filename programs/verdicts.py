@@ -12,6 +12,7 @@ from programs.sudo import refusal
 
 WARNINGS = 10  # of an agent, about one process
 NEAR = 0.97  # of a memory limit: whoever was killed there met it
+DRIFT = 0.001  # of a duration, by which clocks of two hosts may differ about it
 
 
 def output_length(res: Json) -> int:
@@ -60,7 +61,7 @@ def conclusion(
     if sudo_user is not None and state is State.FAILURE and (why := refusal(said)):
         message = f"{message}: sudo may not run it as {sudo_user}: {why}"
     after = run_state.get("timed_out")
-    if after is not None and state is not State.ERROR:
+    if after is not None and state is not State.ERROR and not ended_before(res, after):
         state = State.FAILURE
         message = f"{message or 'exit code 0'} (timeout after {number(after)} s)"
     too_long = limit.max_size is not None and output_length(res) > limit.max_size
@@ -69,6 +70,23 @@ def conclusion(
     if message == "killed by SIGKILL" and not run_state.get("signals") and _met(res, memory_max):
         message = f"{message} (it needed more memory than its limit)"
     return state, message
+
+
+def ended_before(res: Json, after: float) -> bool:
+    """Whether the program had ended before its time was up after so many seconds: its agent measured it.
+
+    The server may hear of the end later than that: it was down, or the agent away, or output took its time.
+    """
+    took = elapsed(res)
+    return took is not None and took < after * (1 - DRIFT)
+
+
+def elapsed(res: Json) -> float | None:
+    """For how many seconds the program ran, as a result says."""
+    times = res.get("times")
+    took = times.get("elapsed") if isinstance(times, Mapping) else None
+    good = isinstance(took, int | float) and not isinstance(took, bool) and took >= 0
+    return float(took) if good and took is not None else None
 
 
 def _met(res: Json, memory_max: Any) -> bool:

@@ -43,6 +43,10 @@ JOBS = {
         "program:\n  type: procstar-shell\n"
         "  command: \"trap 'echo bye; exit 0' TERM; echo begun; while true; do sleep 0.05; done\"\n"
     ),
+    "brief": (
+        "program:\n  type: procstar-shell\n"
+        f"  command: 'echo begun; {GATED}; echo done'\n  timeout: {{duration: 3}}\n"
+    ),
     "limited": (
         "program: {type: procstar-shell, command: 'echo begun; sleep 600', timeout: {duration: 8}}\n"
     ),
@@ -115,6 +119,18 @@ def test_a_stop_is_not_forgotten_by_a_dead_server_and_an_agent_that_is_away(worl
     world.await_serving()
     assert world.until(run_id, *ENDS)["state"] == "success"
     assert world.output(run_id) == b"begun\nbye\n"
+
+
+def test_a_program_that_ended_in_time_is_no_timeout_though_the_server_hears_of_it_late(world: World) -> None:
+    run_id = begin(world, "brief")
+    world.kill_server()
+    (world.directory / "go").touch()
+    time.sleep(3.5)  # its timeout passes
+    world.start_server()
+    world.await_serving()
+    assert world.until(run_id, *ENDS)["state"] == "success"
+    said = world.messages(run_id)
+    assert "timeout after 3 s" in said and any("it had ended within its time" in text for text in said)
 
 
 def test_a_stop_goes_on_with_the_rest_of_its_grace_and_sigkill_is_sent_again(world: World) -> None:

@@ -363,6 +363,7 @@ def test_a_program_without_a_slash_that_is_not_found_gets_a_hint():
 )
 def test_a_timeout_makes_every_end_a_failure_and_its_signals_are_shown(res, message):
     story = Story().running()
+    res["times"]["elapsed"] = 4.01
     state = {**(story.run.run_state or {}), "timed_out": 4.0, "signals": ["SIGTERM"]}
     story.host.change("r1", run_state=state)
     story.watcher.result(res)
@@ -370,6 +371,16 @@ def test_a_timeout_makes_every_end_a_failure_and_its_signals_are_shown(res, mess
     meta = story.host.of(Finished)[0].meta
     assert meta is not None
     assert meta["stop"] == {"signals": ["SIGTERM"]}
+
+
+@pytest.mark.parametrize("elapsed", [None, "1", True, -1.0])
+def test_a_timeout_counts_where_its_agent_does_not_say_how_long_the_program_ran(elapsed):
+    story = Story().running()
+    story.host.change("r1", run_state={**(story.run.run_state or {}), "timed_out": 4.0})
+    res = ended(0)
+    res["times"] = {"elapsed": elapsed} if elapsed else None
+    story.watcher.result(res)
+    assert story.verdict == (State.FAILURE, "exit code 0 (timeout after 4 s)")
 
 
 def test_the_record_is_deleted_only_when_told_to_forget():
