@@ -214,7 +214,7 @@ class Host(Protocol):
 
 
 class Bound:
-    """A program of a run, every template expanded. Each method but the first four is called after the
+    """A program of a run, every template expanded. Each method but the first five is called after the
     commit of what it follows from; none may block. What a kind has no use for does nothing."""
 
     def limits(self) -> Limits:
@@ -228,6 +228,10 @@ class Bound:
 
     def prepare(self, run: Run) -> dict[str, Any] | None:
         """What the run's first commit in *starting* must already hold, as its run_state."""
+        return None
+
+    def at_agent(self, run: Run) -> Bound | None:
+        """What an agent is told to run for it; None of what runs without one."""
         return None
 
     def launch(self, run: Run, host: Host) -> None:

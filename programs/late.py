@@ -16,7 +16,6 @@ from typing import Any
 from apsislib.runs import Finished, Json, Lost, Remark, Report, Run, run_number
 from apsislib.states import FINISHED, State
 from programs.base import Agents, Host, run_of_proc
-from programs.procstar import Procstar
 
 
 class Truths:
@@ -56,8 +55,8 @@ class Truths:
             return  # it will be watched: its record is the only witness of what became of it
         given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}
         wanted = given_up.get("proc_id") == proc_id and run is not None and "late_verdict" not in run.meta
-        program = self._load(run.program or {}) if wanted and run is not None else None
-        if run is None or run.state not in FINISHED or not isinstance(program, Procstar):
+        program = self._load(run.program or {}).at_agent(run) if wanted and run is not None else None
+        if run is None or run.state not in FINISHED or program is None:
             self._agents.dismiss(proc_id, conn_id, res)
             return
         if res.get("state") == "running":

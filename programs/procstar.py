@@ -153,6 +153,9 @@ class Procstar(Bound):
     def prepare(self, run: Run) -> dict[str, Any]:
         return {"proc_id": new_proc_id(run.run_id)}
 
+    def at_agent(self, run: Run) -> Procstar:
+        return self
+
     def launch(self, run: Run, host: Host) -> None:
         agents = host.agents
         if agents is None:

@@ -100,7 +100,7 @@ def test_a_program_is_bound_stored_and_loaded_without_a_change() -> None:
 def test_an_argument_vector_is_run_without_a_shell() -> None:
     program = TABLE.parse({"type": "procstar-ecs", "argv": ["/bin/echo", "a b"]}).bind(lambda text: text)
     assert program.to_json()["argv"] == ["/bin/echo", "a b"]
-    spec = program.agent_program(Run("r7", "job", {})).spec(Run("r7", "job", {}), "p")
+    spec = program.at_agent(Run("r7", "job", {})).spec(Run("r7", "job", {}), "p")
     assert spec["argv"] == ["/bin/echo", "a b"] and "systemd_properties" not in spec
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import sqlite3
 import time
@@ -388,6 +389,26 @@ def test_the_task_of_an_agent_that_is_lost_for_too_long_is_stopped(hasty: Server
     aws.kill_agent(arn)
     assert hasty.until(run_id, *ENDS)["state"] == "error"
     assert "agent reconnect timeout" in last(hasty, run_id)
+    aws.until(lambda: aws.is_stopped(arn))
+
+
+def test_the_truth_about_a_task_that_was_given_up_is_offered(hasty: Server, aws: Aws, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    run_id = start(hasty, READY + f"until [ -e {gate} ]; do sleep 0.05; done; echo all of it")
+    until_ready(hasty, run_id)
+    arn = task(hasty, aws, run_id)
+    aws.frozen.add(arn)  # StopTask gives an agent half a minute
+    agent = aws.agents[arn]
+    os.killpg(agent.pid, signal.SIGSTOP)
+    hasty.kill()  # sooner than the agent is missed
+    gate.touch()
+    hasty.start()
+    assert hasty.until(run_id, *ENDS)["state"] == "error"
+    os.killpg(agent.pid, signal.SIGCONT)
+    aws.until(lambda: any("late verdict: success" in m for m in hasty.messages(run_id)), "late verdict")
+    assert b"all of it" in hasty.output(run_id)
+    assert agent.wait(60) == 0  # it has delivered what it had
+    aws.frozen.remove(arn)
     aws.until(lambda: aws.is_stopped(arn))
 
 

@@ -124,7 +124,7 @@ class Ecs(Bound):
         # How long a task may take to bring its agent is watched by Tasks, who can say what it is doing.
         return replace(self.ending.limits(self.settings), start_timeout=None)
 
-    def agent_program(self, run: Run) -> Procstar:
+    def at_agent(self, run: Run) -> Procstar:
         """What the agent in the task is to run. Without sudo, and without limits: the task has its own."""
         settings = replace(self.settings, start_timeout=None, mem_max_gb=None)
         return Procstar(
@@ -155,22 +155,22 @@ class Ecs(Bound):
             host.report(run.run_id, Finished(State.ERROR, problem))
 
     def send(self, run: Run, host: Host) -> None:
-        self.agent_program(run).send(run, host)
+        self.at_agent(run).send(run, host)
 
     def signal(self, run: Run, host: Host, signum: int, stop: bool) -> None:
-        self.agent_program(run).signal(run, host, signum, stop)
+        self.at_agent(run).signal(run, host, signum, stop)
         if stop and signum == SIGKILL and self.tasks is not None:
             self.tasks.kill(run, host, KILLED)
 
     def forget(self, run: Run, host: Host) -> None:
-        self.agent_program(run).forget(run, host)
+        self.at_agent(run).forget(run, host)
         if self.tasks is not None:
             self.tasks.release(run, host)
 
     def connect(self, run: Run, host: Host) -> None:
         if self.tasks is not None:
             self.tasks.adopt(run, self, host)
-        self.agent_program(run).connect(run, host)
+        self.at_agent(run).connect(run, host)
 
 
 def parse(mapping: Mapping[str, Any], settings: Settings) -> Ecs:

@@ -91,7 +91,7 @@ class Tasks:
             if limit is not None:
                 task.deadline = host.clock.boot() + max(limit - passed, min(limit, KNOCK))
         if arn is not None:
-            program.agent_program(run).launch(run, host)
+            program.at_agent(run).launch(run, host)
         self._wake()
 
     def adopt(self, run: Run, program: Any, host: Host) -> None:
@@ -268,7 +268,7 @@ class Tasks:
         self._remark(task, f"launched as ECS task {request.task_id(arn)}")
         run = self._run(task)
         if run is not None and is_waiting(run):
-            task.program.agent_program(run).launch(run, self._host)
+            task.program.at_agent(run).launch(run, self._host)
 
     def _fail(self, task: Task, text: str) -> None:
         """(a hand) There is no task, and will be none."""
