@@ -21,7 +21,7 @@ from programs import remains
 from programs.base import Agents, Host, OutputLimit, Settings, lasting, signal_name
 from programs.fetching import Fetching
 from programs.sudo import UNCATCHABLE, BySudo
-from programs.verdicts import conclusion, elapsed, ended_before, kept, output_length, unmet
+from programs.verdicts import conclusion, elapsed, ended_in_time, kept, output_length, unmet
 
 log = logging.getLogger(__name__)
 
@@ -391,8 +391,7 @@ class Process:
             program.sudo_user,
             bytes(self._output.said),
         )
-        after = run_state.get("timed_out")
-        if after is not None and ended_before(self._final, after):
+        if ended_in_time(self._final, run_state):
             took = elapsed(self._final)
             self.remark(f"its agent says that the program ran for {took:.3g} s: it had ended within its time")
         meta = self._meta(self._final)

@@ -33,15 +33,21 @@ def verdict(res: Json, program: str) -> tuple[State, str | None]:
     status = res.get("status")
     if not isinstance(status, Mapping):
         return State.ERROR, "the agent did not tell how the process ended"
-    code, signum = status.get("exit_code"), status.get("signum")
+    code = status.get("exit_code")
     if code == 0:
         return State.SUCCESS, None
     if isinstance(code, int):
         return State.FAILURE, f"exit code {code}"
-    name = status.get("signal") or (signal_name(signum) if isinstance(signum, int) else None)
+    name = _signal(status)
     if name is None:
         return State.ERROR, "the agent did not tell how the process ended"
     return State.FAILURE, f"killed by {name}"
+
+
+def _signal(status: Mapping[str, Any]) -> str | None:
+    """The name of the signal that killed a process, if one did."""
+    signum = status.get("signum")
+    return status.get("signal") or (signal_name(signum) if isinstance(signum, int) else None)
 
 
 def conclusion(
@@ -61,7 +67,7 @@ def conclusion(
     if sudo_user is not None and state is State.FAILURE and (why := refusal(said)):
         message = f"{message}: sudo may not run it as {sudo_user}: {why}"
     after = run_state.get("timed_out")
-    if after is not None and state is not State.ERROR and not ended_before(res, after):
+    if after is not None and state is not State.ERROR and not ended_in_time(res, run_state):
         state = State.FAILURE
         message = f"{message or 'exit code 0'} (timeout after {number(after)} s)"
     too_long = limit.max_size is not None and output_length(res) > limit.max_size
@@ -72,13 +78,16 @@ def conclusion(
     return state, message
 
 
-def ended_before(res: Json, after: float) -> bool:
-    """Whether the program had ended before its time was up after so many seconds: its agent measured it.
+def ended_in_time(res: Json, run_state: Mapping[str, Any]) -> bool:
+    """Whether a run's timeout came to pass after its program had ended by itself: its agent measured it.
 
     The server may hear of the end later than that: it was down, or the agent away, or output took its time.
     """
-    took = elapsed(res)
-    return took is not None and took < after * (1 - DRIFT)
+    after, took = run_state.get("timed_out"), elapsed(res)
+    if after is None or took is None or took >= after * (1 - DRIFT):
+        return False
+    # A clock that was set may have made it ring early: then what it had sent ended the program.
+    return _signal(res.get("status") or {}) not in (run_state.get("signals") or ())
 
 
 def elapsed(res: Json) -> float | None:

@@ -373,6 +373,16 @@ def test_a_timeout_makes_every_end_a_failure_and_its_signals_are_shown(res, mess
     assert meta["stop"] == {"signals": ["SIGTERM"]}
 
 
+def test_a_program_killed_by_a_timeout_that_came_early_has_met_it():
+    story = Story().running()
+    state = {**(story.run.run_state or {}), "timed_out": 4.0, "signals": ["SIGTERM"]}
+    story.host.change("r1", run_state=state)
+    res = killed(15, "SIGTERM")
+    res["times"]["elapsed"] = 2.0  # the server's clock was set
+    story.watcher.result(res)
+    assert story.verdict == (State.FAILURE, "killed by SIGTERM (timeout after 4 s)")
+
+
 @pytest.mark.parametrize("elapsed", [None, "1", True, -1.0])
 def test_a_timeout_counts_where_its_agent_does_not_say_how_long_the_program_ran(elapsed):
     story = Story().running()
