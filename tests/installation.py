@@ -22,9 +22,10 @@ from apsislib.errors import FieldError
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet, Kinds
 from apsislib.live import Live
-from apsislib.runs import Expect
+from apsislib.runs import Expect, Run, Save
 from apsislib.samples import Samples
 from apsislib.scheduler import Settings
+from apsislib.states import State
 from apsislib.store import Store
 from programs import noop
 from programs.base import Settings as ProgramSettings
@@ -68,6 +69,13 @@ class Host:
         self.report = driver.report
         self.run = driver.live_run
         self.spawn = driver.spawn
+
+
+def _passing(run: Run) -> bool:
+    """Whether its state is about to change by itself."""
+    if run.state is State.RUNNING:
+        return not (run.program or {}).get("duration")
+    return run.state in (State.SCHEDULED, State.STARTING)
 
 
 class Installation:
@@ -191,17 +199,25 @@ class Installation:
     def post(self, path: str, json: Any = None, **options: Any) -> requests.Response:
         return self.http.post(self.url + path, json=json, timeout=30, **options)
 
-    def make(self, job_id: str, **body: Any) -> dict[str, Any]:
-        """A new run, as the API answers it; if it starts at once, then as it is after that."""
+    def make(self, job_id: str | None = None, **body: Any) -> dict[str, Any]:
+        """A new run, as the API answers it; if it starts at once, then as it is after that.
+
+        One that ends at once has ended, however slow the machine is: the API waits for it for a while only.
+        """
         with self.feed.subscribe() as events:
-            answer = self.post("/api/v1/runs", {"job_id": job_id, **body})
+            answer = self.post("/api/v1/runs", body | ({"job_id": job_id} if job_id else {}))
             assert answer.status_code == 200, answer.text
             (run,) = answer.json()["runs"].values()
             run_id: str = run["run_id"]
-            if run["state"] != "starting":
+            if run["state"] not in ("starting", "running"):
                 return run
-            while self.driver.find_run(run_id).state == "starting":
-                assert events.get(60)
+            passing = True
+            while passing:
+                told = events.get(60)
+                assert told
+                for event in told:
+                    if isinstance(event, Save) and event.run.run_id == run_id:
+                        passing = _passing(event.run)
         return self.get(f"/api/v1/runs/{run_id}").json()["runs"][run_id]
 
     def state(self, run_id: str) -> str:

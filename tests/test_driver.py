@@ -152,11 +152,15 @@ def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: P
     every = "schedule: {type: interval, interval: 600}\n" + PROGRAM
     site = Installation(tmp_path, {"every": every, "noop": PROGRAM}).start()
     try:
-        site.make("noop", times={"schedule": format_time(site.clock.wall() + 0.2)})
-        until(site, "noop", "success")
-        stats = site.driver.stats()
+        stats, lead = site.driver.stats(), 0.2
+        while not stats["timer"]["count"]:
+            # What is due already when a slow machine comes to it is begun without the timer.
+            made = site.make("noop", times={"schedule": format_time(site.clock.wall() + lead)})["run_id"]
+            while made not in until(site, "noop", "success"):
+                pass
+            stats, lead = site.driver.stats(), lead * 4
         assert stats["runs"]["expected"] > 3
-        assert stats["timer"]["count"] >= 1 and stats["timer"]["max"] < 20
+        assert stats["timer"]["max"] < 20
         assert stats["lock_hold"]["count"] > 1 and 0 < stats["lock_hold"]["max"] < 20
     finally:
         site.stop()

@@ -80,7 +80,7 @@ def test_outcomes_are_counted_by_job_from_zero_on(site: Installation) -> None:
     site.make("noop")
     site.make("fails")
     site.post(f"/api/v1/runs/{first['run_id']}/mark/failure")
-    site.post("/api/v1/runs", {"job": {"program": {"type": "no-op"}}})
+    site.make(job={"program": {"type": "no-op"}})
     found = scraped(site)
     assert of(found, "apsis_runs_finished_total", job="noop", state="success") == 2
     assert of(found, "apsis_runs_finished_total", job="noop", state="failure") == 0  # a mark is no end
