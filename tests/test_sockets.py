@@ -1099,6 +1099,23 @@ def test_above_the_bound_who_says_nothing_makes_room(start):
         each.close()
 
 
+def test_above_the_bound_half_an_opening_makes_room(start, tls):
+    """Half a TLS record, or half a head: whoever has all of it is let in while all others are held open."""
+    server = start(max_connections=3, handshake_timeout=10 * WAIT, ssl_context=tls[0])
+    hello = b"GET / HTTP/1.1\r\nHost: h" if tls[0] is None else b"\x16\x03\x01\x02\x00\x01\x00"
+    halves = []
+    for _ in range(20):
+        halves.append(Raw(server.address, None))
+        halves[-1].sock.sendall(hello)
+    with websockets.sync.client.connect(server.url, ssl=tls[1], open_timeout=WAIT) as client:
+        client.send("in")
+        assert client.recv(timeout=WAIT) == "in"
+    for half in halves[:17]:
+        assert half.rest() == b""
+    for half in halves:
+        half.close()
+
+
 def test_stop_says_goodbye_and_frees_the_port():
     server = Server()
     with websockets.sync.client.connect(server.url) as client:

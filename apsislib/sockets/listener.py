@@ -31,7 +31,7 @@ from apsislib.sockets.strangers import Strangers
 
 log = logging.getLogger(__name__)
 
-BACKLOG = 128  # connections waiting to be accepted; all agents return at once after a restart
+BACKLOG = 1024  # connections waiting to be accepted; all agents return at once after a restart
 MAX_CONNECTIONS = 2000  # threads; parked ones cost about 16 KiB each, and each has 3 descriptors
 PAUSE = 0.5  # seconds without accepting after the descriptors ran out
 LOG_PAUSE = 60.0  # seconds between two warnings about the same trouble
@@ -299,7 +299,8 @@ class Listener:
                 current = wrapped
                 with self._lock:
                     self._threads[me] = wrapped  # wrapping detached the former
-                if self._stopping.is_set():  # stop() may have seen the former only
+                    dropped = me not in self._unsettled
+                if dropped or self._stopping.is_set():  # who ended the former has ended nothing
                     _end(wrapped)
                 shake_hands(wrapped, deadline)
             path, headers, leftover = accept(current, deadline)
