@@ -67,7 +67,7 @@ class Host:
         self.run = driver.live_run
         self.spawn, self.insist = driver.spawn, driver.insist
         self.stored, self.note, self.offer = driver.stored, driver.note, driver.offer
-        self.put_output = store.put_output
+        self.put_output, self.output_waiting = store.put_output, store.output_waiting
         self._store = store
 
     def output_length(self, run_id: str, output_id: str) -> int:

@@ -196,6 +196,9 @@ class Host(Protocol):
     def output_full(self) -> bool:
         """More output than is good waits to be written: ask for no more."""
 
+    def output_waiting(self, run_id: str) -> int:
+        """Bytes of the run's output that wait to be written. Its verdict is written with all of them."""
+
     def spawn(self, work: Callable[[], None]) -> None:
         """Have blocking work done by a hand."""
 

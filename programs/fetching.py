@@ -17,6 +17,8 @@ ANSWER = 60.0  # seconds without a byte of the output that was asked for
 ATTEMPTS = 3  # times that output is asked for in vain, before the verdict goes without it
 SLICE = 4 * 1024 * 1024  # bytes asked for at once after the end: what may wait in memory for the disk
 ROOM = 0.25  # seconds until it is looked again whether output can be stored
+TOGETHER = 1024 * 1024  # bytes of output that are written with the verdict, while all else waits
+STORED = 0.05  # seconds until it is looked again whether so little is left to be written
 
 
 class Followed(Protocol):
@@ -91,6 +93,23 @@ class Fetching:
         """The process has ended, with so many bytes of output."""
         self._end = length
 
+    @property
+    def whole(self) -> bool:
+        """All of it that is wanted, and can be had, is here; of a process that has ended."""
+        return self._mute or self._received >= self._goal
+
+    @property
+    def _goal(self) -> int:
+        """Bytes of it that are wanted, once the process has ended."""
+        limit = self._limit.max_size
+        return self._end if limit is None else min(self._end, limit)
+
+    def finish(self) -> None:
+        """Nothing more is to come: the verdict may be given."""
+        if not self._mute and self._end > self._received:
+            self._truncate(b"")
+        self._process.conclude()
+
     def close(self) -> None:
         """Its verdict is given now, with what there is of it."""
         if not self._mute and self._received < self._end:
@@ -113,24 +132,22 @@ class Fetching:
         process, over = self._process, self._process.over
         if process.ended or self._asked is not None or not process.here or not (process.started or over):
             return
-        goal = self._end
-        limit = self._limit.max_size
-        if limit is not None and self._end > limit:
-            goal = limit
-        if over and (self._mute or self._received >= goal):
-            if not self._mute and self._end > self._received:
-                self._truncate(b"")
-            process.conclude()
+        now = self._now()
+        if over and self.whole:
+            if self._host.output_waiting(process.run_id) > TOGETHER:
+                self._due = now + STORED
+                self._agents.poll(process.proc_id)
+            else:
+                self.finish()
             return
         if self._mute:
             return
-        now = self._now()
         if self._host.output_full():
             self._due = now + ROOM
             self._agents.poll(process.proc_id)
             return
         # Bounds are safe only after the end, and within the length: an agent would damage the output else.
-        stop = min(goal, self._received + SLICE) if over else None
+        stop = min(self._goal, self._received + SLICE) if over else None
         message = wire.proc_fd_data_request(process.proc_id, "stdout", self._received, stop)
         if self._agents.send(process.conn_id, message):
             self._asked = now

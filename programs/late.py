@@ -78,7 +78,7 @@ class _Afterwards:
         self.clock = host.clock
         self.agents = agents
         self.put_output = host.put_output
-        self.output_length = host.output_length
+        self.output_length, self.output_waiting = host.output_length, host.output_waiting
         self.output_full = host.output_full
         self.spawn, self.insist = host.spawn, host.insist
         self.stats = host.stats

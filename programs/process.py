@@ -130,7 +130,11 @@ class Process:
         self.here = False
         self._output.lost()
         self._sent = None
-        if not self.ended:
+        if self.ended:
+            return
+        if self._final is not None and self._output.whole:
+            self._output.finish()  # it only waited for the disk
+        else:
             self._tell_lost()
 
     def _tell_lost(self) -> None:

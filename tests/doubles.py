@@ -23,6 +23,7 @@ class FakeHost:
         self.clock = clock or SimClock(wall=1_700_000_000.0)
         self.agents = agents
         self.full = False
+        self.waiting = 0  # bytes of output that are not on disk
         self.runs: dict[str, Run] = {}
         self.reports: list[tuple[str, Report]] = []
         self.outputs: dict[str, bytearray] = {}
@@ -68,6 +69,9 @@ class FakeHost:
     def output_full(self) -> bool:
         self.asked += 1
         return self.full
+
+    def output_waiting(self, run_id: str) -> int:
+        return self.waiting
 
     def spawn(self, work: Callable[[], None]) -> None:
         threading.Thread(target=work, name="hand").start()

@@ -84,6 +84,9 @@ class Host:
     def output_full(self) -> bool:
         return False
 
+    def output_waiting(self, run_id: str) -> int:
+        return 0
+
 
 class Stage:
     """A server with the jobs of `files` (job ID -> mapping) and two agents, over `path`."""

@@ -46,8 +46,7 @@ def peak(server: Server) -> int:
 
 
 def await_stored(server: Server, run_id: str, size: int) -> None:
-    """A verdict does not wait for the last megabytes of an output, which follow within a second: the
-    server says when they have."""
+    """Returns once the server says that nothing more of the output is to come."""
     end = time.monotonic() + 60
     while True:
         (output,) = server.get(f"/runs/{run_id}/outputs")

@@ -1,15 +1,18 @@
-"""200 programs print lines while servers are killed, restarted and connections cut: no byte is lost."""
+"""Programs print while servers are killed, restarted and connections cut: no byte is lost."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import requests
 from chaos.world import World
+from server import Server
 
 PROGRAMS = 200
 LINES = 300
@@ -64,3 +67,23 @@ def test_output_is_the_same_byte_by_byte(tmp_path: Path, monkeypatch: pytest.Mon
             found = world.output(run_id)
             assert hashlib.sha256(found).digest() == hashlib.sha256(whole).digest(), (run_id, found)
             assert world.messages(run_id).count("starting") == 1
+
+
+def test_a_verdict_that_is_on_disk_has_its_output_there_too(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    command = f"head -c {24 << 20} /dev/urandom > {said}; cat {said}"
+    jobs = {"loud": f"program: {{type: procstar-shell, command: '{command}'}}\n"}
+    server = Server(tmp_path, jobs)
+    with server.running():
+        run_id = server.schedule({"job_id": "loud"})
+        with closing(sqlite3.connect(f"file:{tmp_path}/apsis.db?mode=ro", uri=True, timeout=30)) as db:
+            end = time.monotonic() + 120
+            sql = f"SELECT state FROM runs WHERE number = {int(run_id[1:])}"
+            while db.execute(sql).fetchone() != ("success",):
+                assert time.monotonic() < end, server.messages(run_id)
+                time.sleep(0.002)  # the database tells nobody that it has changed
+        server.kill()  # nobody asks the agent for what is missing then
+        server.start()
+        (shown,) = server.get(f"/runs/{run_id}/outputs")
+        assert shown["complete"] and shown["output_len"] == 24 << 20
+        assert hashlib.sha256(server.output(run_id)).digest() == hashlib.sha256(said.read_bytes()).digest()

@@ -393,6 +393,27 @@ def test_a_timeout_counts_where_its_agent_does_not_say_how_long_the_program_ran(
     assert story.verdict == (State.FAILURE, "exit code 0 (timeout after 4 s)")
 
 
+@pytest.mark.parametrize("meanwhile", ["stored", "lost"])
+def test_a_verdict_waits_until_little_of_its_output_waits_for_the_disk(meanwhile):
+    story = Story().running()
+    story.host.waiting = 2 << 20
+    story.watcher.result(ended(0, length=4))
+    story.watcher.head(FdHead("p", "stdout", 0, 4, None, 4))
+    story.watcher.data(b"done")
+    story.watcher.end()
+    now = story.host.clock.monotonic()
+    due = story.watcher.poll(now)
+    assert not story.host.of(Finished) and due is not None and now < due < now + 1
+    if meanwhile == "lost":
+        story.watcher.lost()  # all that is wanted of the agent is here
+        assert not story.host.of(Lost)
+    else:
+        story.host.waiting = 1 << 20
+        story.host.clock.advance(1.0)
+        story.watcher.poll(due)
+    assert story.verdict == (State.SUCCESS, None)
+
+
 def test_the_record_is_deleted_only_when_told_to_forget():
     story = Story().running()
     story.watcher.result(ended())

@@ -161,9 +161,9 @@ def test_a_verdict_comes_with_what_its_run_has_said(tmp_path):
         assert seen == [b"last words"]
 
 
-def test_the_agent_may_forget_only_when_the_last_output_is_on_disk(tmp_path):
+def test_a_verdict_comes_with_all_of_the_output_and_the_agent_may_forget_after_it(tmp_path):
     with opened(tmp_path / "apsis.db", start=False) as (store, told):
-        size = 5 << 20  # more than goes with one transaction
+        size = 5 << 20  # more than goes with another transaction
         for at in range(0, size, 1 << 20):
             store.put_output("r1", "output", at, random.Random(at).randbytes(1 << 20))
         run = a_run(1)
@@ -181,8 +181,7 @@ def test_the_agent_may_forget_only_when_the_last_output_is_on_disk(tmp_path):
         store.start()
         told.wait(lambda: Forget(run) in told.committed)
     assert [name for name, _ in lengths] == ["Save", "Forget"]
-    assert lengths[0][1] < size  # the verdict did not wait for all of it
-    assert lengths[1][1] == size
+    assert [length for _, length in lengths] == [size, size]
 
 
 def test_transitions_do_not_wait_for_output(tmp_path):
@@ -213,12 +212,15 @@ def test_outputs_take_turns():
         backlog.add(Chunk("r1", "o", at << 20, bytes(1 << 20)))
     backlog.add(Chunk("r2", "o", 0, b"quiet"))
     backlog.add(Chunk("r3", "o", 0, b"ends"))
-    first = backlog.take(1 << 20, set(), {"r3"})
+    backlog.add(Chunk("r3", "other", 0, bytes(3 << 20)))
+    assert backlog.waiting("r3") == 4 + (3 << 20)
+    first = backlog.take(4 << 20, {"r3"})
+    assert sum(len(chunk.data) for chunk in first if chunk.run_id == "r3") == backlog.waiting("r3")
     assert first[0].run_id == "r3" and "r2" in {chunk.run_id for chunk in first}
     assert backlog.pending("r2")  # until it is on disk
     backlog.done(first)
-    assert not backlog.pending("r2") and backlog.pending("r1")
-    while chunks := backlog.take(1 << 20, set(), ()):
+    assert not backlog.pending("r2") and backlog.pending("r1") and not backlog.waiting("r3")
+    while chunks := backlog.take(1 << 20, set()):
         assert sum(len(chunk.data) for chunk in chunks) <= 1 << 20
         backlog.done(chunks)
     assert backlog.size == 0 and not backlog and not backlog.pending("r1")

@@ -26,7 +26,7 @@ _PLAIN = re.compile(r"(text/plain|application/octet-stream)(; ?charset=[\w-]+)?"
 def is_complete(parts: Parts, run_id: str) -> bool:
     """Whether nothing more of the run's output is to come; to be asked before lengths are read.
 
-    A verdict is on disk first, and shown; the last megabytes of a large output follow within a second.
+    A verdict is on disk with all that had come by then. Of a run that was given up there may be more since.
     """
     with parts.store.read() as reader:
         run = reader.run(run_id)

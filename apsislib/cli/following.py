@@ -41,7 +41,7 @@ def _printed(run_id: str, client: Client) -> Iterator[bytes]:
         more = f"more output may come, which apsis output -f {run_id} waits for"
         print(f"{run_id} is {state}: {more}", file=sys.stderr)
         return
-    # A verdict is on disk before the last megabytes of an output, which follow within a second.
+    # More may have come of a run that was given up, which is on disk within a second.
     from apsislib.cli import live
 
     yield from live.output(client, run_id, OUTPUT, count)

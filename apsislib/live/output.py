@@ -46,7 +46,7 @@ class OutputUpdates(Subscriber):
                 self.close(sockets.NORMAL)
 
     def _end(self) -> None:
-        """Send the rest and close. A verdict is told before the last megabytes of an output are on disk."""
+        """Send the rest and close, also of what came after the verdict and is not on disk yet."""
         while self.live.store.has_pending(self.params["run_id"]):
             self._send_to(self._length())
             self.changes(LOOK)

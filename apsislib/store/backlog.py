@@ -20,6 +20,7 @@ class Backlog:
     def __init__(self) -> None:
         self._queues: OrderedDict[tuple[str, str], deque[Chunk]] = OrderedDict()
         self._runs: Counter[str] = Counter()  # pieces a run, those being written included
+        self._bytes: Counter[str] = Counter()  # the same in bytes
         self.size = 0  # bytes of memory, what is being written included
 
     def __bool__(self) -> bool:
@@ -42,20 +43,18 @@ class Backlog:
             )
             self._queues.setdefault(piece.key, deque()).append(piece)
             self._runs[piece.run_id] += 1
+            self._bytes[piece.run_id] += len(piece.data)
             self.size += len(piece.data) + OVERHEAD
 
-    def take(self, limit: int, whole: Collection[tuple[str, str]], first: Collection[str]) -> list[Chunk]:
+    def take(self, limit: int, whole: Collection[str]) -> list[Chunk]:
         """Pieces for one transaction, to be given back to `done`.
 
-        All of the outputs in `whole`; then up to `limit` bytes, of the runs in `first` before others.
+        All of the outputs of the runs in `whole`; then, of others, as many as make `limit` bytes.
         """
         taken: list[Chunk] = []
-        for key in whole:
-            taken += self._queues.pop(key, ())
+        for key in [key for key in self._queues if key[0] in whole] if whole else ():
+            taken += self._queues.pop(key)
         room = limit - sum(len(chunk.data) for chunk in taken)
-        if first:
-            for key in [key for key in self._queues if key[0] in first]:
-                room -= self._take(key, taken, room)
         while room > 0 and self._queues:
             key = next(iter(self._queues))
             room -= self._take(key, taken, min(room, CHUNK))
@@ -77,9 +76,14 @@ class Backlog:
         for chunk in chunks:
             self.size -= len(chunk.data) + OVERHEAD
             self._runs[chunk.run_id] -= 1
+            self._bytes[chunk.run_id] -= len(chunk.data)
             if not self._runs[chunk.run_id]:
-                del self._runs[chunk.run_id]
+                del self._runs[chunk.run_id], self._bytes[chunk.run_id]
 
     def pending(self, run_id: str) -> bool:
         """Whether output of the run is not on disk yet."""
         return run_id in self._runs
+
+    def waiting(self, run_id: str) -> int:
+        """How many bytes of the run's output are not on disk yet."""
+        return self._bytes.get(run_id, 0)

@@ -370,6 +370,11 @@ class Store:
         with self._lock:
             return self._backlog.pending(run_id)
 
+    def output_waiting(self, run_id: str) -> int:
+        """How many bytes of the run's output are not on disk yet."""
+        with self._lock:
+            return self._backlog.waiting(run_id)
+
     def _write_now(self, entries: list[Entry]) -> None:
         """Before start(), when this thread owns the connection."""
         assert self._db is not None
@@ -495,14 +500,15 @@ class Store:
             while self._puts and (not entries or len(entries) + len(self._puts[0]) <= BATCH):
                 entries += self._puts.popleft()
                 puts += 1
-            # A verdict comes with what its run has said, as far as that is little; and a text that goes
-            # after it cannot be written before it.
-            ending = {
+            # A verdict comes with all that its run has said: after a crash nobody would ask for the rest.
+            # (That it is not much is up to who reports the end.) And a text that goes after what the run
+            # has said cannot be written before it.
+            whole = {
                 entry.run.run_id for entry in entries if isinstance(entry, Save) and finished(entry.run.state)
             }
-            whole = {(entry.run_id, entry.output_id) for entry in entries if isinstance(entry, Output)}
+            whole |= {entry.run_id for entry in entries if isinstance(entry, Output)}
             self._writing = entries
-            return _Batch(puts, entries, self._backlog.take(OUTPUT_BATCH, whole, ending))
+            return _Batch(puts, entries, self._backlog.take(OUTPUT_BATCH, whole))
 
     def _commit(self, batch: _Batch) -> Written | None:
         """(apsis-writer only) Write the batch, trying for as long as it takes. None: given up at close."""
