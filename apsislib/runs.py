@@ -16,7 +16,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar, dataclass_transform
 
-from apsislib.states import State
+from apsislib.states import FINISHED, State
 
 Args = Mapping[str, str]
 Json = Mapping[str, Any]
@@ -115,6 +115,19 @@ def alarms(meta: Json) -> list[str]:
     """What a run with this metadata is called: late, missed, long; each at most once."""
     found = (*(meta.get("alarms") or ()), *(meta.get("reasons") or ()))
     return list(dict.fromkeys(str(name) for name in found))
+
+
+def late_verdict(meta: Json) -> str | None:
+    """The state in which the program of a run really ended that had been given up before."""
+    found = meta.get("late_verdict")
+    state = found.get("state") if isinstance(found, Mapping) else None
+    return state if isinstance(state, str) and state in FINISHED else None
+
+
+def marks(meta: Json, state: State) -> list[str]:
+    """What is to be seen of a run besides its state: alarms, and a late verdict that is not its state."""
+    late = late_verdict(meta)
+    return alarms(meta) + ([f"verdict:{late}"] if late not in (None, state.value) else [])
 
 
 # -- jobs ----------------------------------------------------------------------------------------

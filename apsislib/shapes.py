@@ -12,10 +12,9 @@ from typing import Any
 
 from apsislib import templates
 from apsislib.errors import ApsisError
-from apsislib.runs import Args, Job, Json, Run, alarms
+from apsislib.runs import Args, Job, Json, Run, alarms, late_verdict
 from apsislib.runs import labels as labels
 from apsislib.schedules import words
-from apsislib.states import FINISHED
 from apsislib.times import format_time
 
 FindJob = Callable[[str], Job | None]
@@ -74,13 +73,6 @@ def run_summary(run: Run) -> dict[str, Any]:
     if needs:
         shape["dependencies"] = needs
     return shape
-
-
-def late_verdict(meta: Json) -> str | None:
-    """The state in which the program of a run really ended that had been given up before."""
-    found = meta.get("late_verdict")
-    state = found.get("state") if isinstance(found, Mapping) else None
-    return state if isinstance(state, str) and state in FINISHED else None
 
 
 def run_record(run: Run, reruns: Sequence[str] = ()) -> dict[str, Any]:

@@ -8,6 +8,8 @@
     state:S1,S2       the state is one of these, or begins unambiguously like one
     label:L           L is one of the job's labels
     alarm:A1,A2       the run is called one of these: late, missed, long
+    verdict:S1,S2     the run was given up, and its program, it was told later, ended in one of these states,
+                      which has not been accepted; any: whichever
     since:T until:T   the latest transition is not before T, or before T: an instant with zone, a date
                       (its beginning, UTC), `now`, or a duration: so long ago
     !TERM             the contrary
@@ -25,8 +27,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from apsislib.errors import BadRequest
-from apsislib.runs import Run, alarms, labels
-from apsislib.states import State
+from apsislib.runs import Run, labels, marks
+from apsislib.states import FINISHED, State
 from apsislib.times import parse_duration, parse_time
 
 ALARMS = ("late", "missed", "long")  # as expectations.py has them
@@ -99,11 +101,13 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class AlarmIn:
-    alarms: frozenset[str]
+class Marked:
+    """The run has one of these marks: see runs.marks()."""
+
+    marks: frozenset[str]
 
     def admits(self, run: Run) -> bool:
-        return not self.alarms.isdisjoint(alarms(run.meta))
+        return not self.marks.isdisjoint(marks(run.meta, run.state))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ class Since:
 
 @dataclass(frozen=True, slots=True)
 class Not:
-    term: JobPart | JobUnder | ArgHas | ArgIs | Label | AlarmIn
+    term: JobPart | JobUnder | ArgHas | ArgIs | Label | Marked
 
     def admits(self, run: Run) -> bool:
         return not self.term.admits(run)
@@ -130,7 +134,7 @@ class Until:
         return run.timestamp < self.time
 
 
-Term = JobPart | JobIs | JobUnder | ArgHas | ArgIs | StateIn | Label | AlarmIn | Since | Until | Not
+Term = JobPart | JobIs | JobUnder | ArgHas | ArgIs | StateIn | Label | Marked | Since | Until | Not
 
 
 def admits(terms: Collection[Term], run: Run) -> bool:
@@ -189,7 +193,7 @@ def _term(word: list[str], now: float) -> Term:
     place = next((n for n, char in enumerate(word) if char in ("=", ":")), None)
     if place is not None and word[place] == ":":
         key, value = _plain(word[:place]), _plain(word[place + 1 :])
-        if key in ("state", "label", "alarm", "path", "since", "until"):
+        if key in ("state", "label", "alarm", "verdict", "path", "since", "until"):
             if not value:
                 raise BadRequest(f"{shown} says no {key}")
             return _keyed(key, value, negated, now)
@@ -216,9 +220,10 @@ def _keyed(key: str, value: str, negated: bool, now: float) -> Term:
     if key == "state":
         states = frozenset(state_like(name) for name in value.split(","))
         return StateIn(frozenset(State) - states if negated else states)
-    if key == "alarm":
-        raised = AlarmIn(frozenset(_alarm(name) for name in value.split(",")))
-        return Not(raised) if negated else raised
+    if key in ("alarm", "verdict"):
+        name_marks = _alarm if key == "alarm" else _verdicts
+        marked = Marked(frozenset(mark for name in value.split(",") for mark in name_marks(name)))
+        return Not(marked) if negated else marked
     time = instant(value, now)
     return Since(time) if (key == "since") != negated else Until(time)
 
@@ -236,11 +241,19 @@ def state_like(text: str) -> State:
     raise BadRequest(f"not a state: {text!r} (known: {', '.join(state.value for state in State)})")
 
 
-def _alarm(text: str) -> str:
+def _alarm(text: str) -> list[str]:
     name = lower(text)
     if name not in ALARMS:
         raise BadRequest(f"not an alarm: {text!r} (known: {', '.join(ALARMS)})")
-    return name
+    return [name]
+
+
+def _verdicts(text: str) -> list[str]:
+    ends = FINISHED if lower(text) == "any" else {state_like(text)}
+    if not ends <= FINISHED:
+        known = ", ".join(sorted(state.value for state in FINISHED))
+        raise BadRequest(f"not how a program ends: {text!r} (known: any, {known})")
+    return [f"verdict:{state.value}" for state in ends]
 
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")

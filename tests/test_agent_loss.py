@@ -17,7 +17,7 @@ import pytest
 from chaos.world import World
 from server import ENDS, PROGRAM
 
-from apsislib.cli.show import run_block
+from apsislib.cli.show import run_block, runs_table
 from apsislib.cli.terminal import Terminal
 from apsislib.times import parse_time
 
@@ -103,8 +103,12 @@ def test_the_truth_about_a_run_that_was_given_up_is_noted_offered_and_not_impose
     assert world.output(run_id) == b"begun\ndone\n"
     shown = run_block(found, found["times"]["error"], Terminal(), utc=True)
     assert f"late verdict: success (apsis mark success {run_id} accepts it)" in shown
+    row = runs_table([found], found["times"]["error"], Terminal(), utc=True)[-2]
+    assert row.rstrip().endswith("verdict:success")
+    assert list(world.get("/search/runs", q="verdict:any")["runs"]) == [run_id]
     world.post(f"/runs/{run_id}/mark/success")
     assert world.run(run_id)["state"] == "success"
+    assert world.get("/search/runs", q="verdict:any")["runs"] == {}
     assert world.until(waiting, *ENDS)["state"] == "success"
 
 

@@ -19,12 +19,12 @@ from apsislib.runs import Save
 from apsislib.states import State
 from apsislib.store import Store, bytime, files, searching
 from apsislib.terms import (
-    AlarmIn,
     ArgHas,
     ArgIs,
     JobPart,
     JobUnder,
     Label,
+    Marked,
     Not,
     Since,
     StateIn,
@@ -37,10 +37,14 @@ NOW = 2e9
 JOBS = ["etl/load", "etl/get", "ops/Vacuum", "é%_x", 'odd"\\', "a:b=c"]
 LABELS: list[list[str]] = [[], ["etl"], ["etl", "night ly"], ['q"uo', "ünï"], ["etl,night"]]
 ALARMS: list[dict[str, Any]] = [
-    *[{}] * 6,
+    *[{}] * 10,
     {"alarms": ["late", "long"], "reasons": {"late": "x", "long": "y"}},
     {"alarms": ["long"]},
     {"reasons": {"late": "the server was down"}},
+    {"alarms": ["long"], "late_verdict": {"state": "success"}},
+    {"late_verdict": {"state": "failure"}},
+    {"late_verdict": {"state": "error"}},
+    {"late_verdict": 5},
 ]
 VALUES = ["eu", "EU-west", 'q"uo', "a\\b", "ünï", "", "2031-05-06", "x=y:z", "%_"]
 NAMES = ["region", "da te", 'n"', "b\\"]
@@ -116,6 +120,7 @@ WORDS = st.one_of(
     st.sampled_from(["late", "LONG", "missed", "late,long", "missed,late"]).map(
         lambda names: f"alarm:{names}"
     ),
+    st.sampled_from(["any", "succ", "FAILURE", "error,fail", "skipped"]).map(lambda ends: f"verdict:{ends}"),
     st.builds(
         lambda key, minutes: f"{key}:{minutes}min",
         st.sampled_from(["since", "until"]),
@@ -194,7 +199,16 @@ def test_by_time_the_same_runs_are_found_in_the_order_of_their_latest_transition
         ("label:a=b", [Label("a=b")]),
         (
             "alarm:late,Long !alarm:missed",
-            [AlarmIn(frozenset({"late", "long"})), Not(AlarmIn(frozenset({"missed"})))],
+            [Marked(frozenset({"late", "long"})), Not(Marked(frozenset({"missed"})))],
+        ),
+        (
+            "verdict:succ,ERROR !verdict:Any",
+            [
+                Marked(frozenset({"verdict:success", "verdict:error"})),
+                Not(
+                    Marked(frozenset(f"verdict:{end}" for end in ("success", "failure", "error", "skipped")))
+                ),
+            ],
         ),
         ("url=http://x", [ArgHas("url", "http://x")]),
         ("a:b", [JobPart("a:b")]),
@@ -212,6 +226,8 @@ def test_words_become_terms(text: str, terms: list[Any]) -> None:
         ("state:", "says no state"),
         ("alarm:lost", r"not an alarm: 'lost' \(known: late, missed, long\)"),
         ("alarm:", "says no alarm"),
+        ("verdict:run", r"not how a program ends: 'run' \(known: any, error, failure, skipped, success\)"),
+        ("verdict:", "says no verdict"),
         ('"open', "a double quote is not closed"),
         ("!", "an empty term"),
         ("=x", "names no arg"),
@@ -224,6 +240,21 @@ def test_what_no_search_can_mean_is_said(text: str, message: str) -> None:
         parse(text, NOW)
 
 
+def test_a_late_verdict_is_found_until_the_run_is_given_it(store: Store) -> None:
+    open_ones = [
+        run.run_id
+        for run in reversed(HISTORY)
+        if isinstance(late := run.meta.get("late_verdict"), dict) and late["state"] != run.state.value
+    ]
+    assert open_ones and find(store, "verdict:any") == open_ones
+    chosen = next(run for run in HISTORY if run.run_id == open_ones[0])
+    late = State(chosen.meta["late_verdict"]["state"])
+    put(store, Save(chosen.but(state=late, rev=chosen.rev + 1)))
+    assert find(store, "verdict:any") == open_ones[1:]
+    put(store, Save(chosen.but(rev=chosen.rev + 2)))
+    assert find(store, "verdict:any") == open_ones
+
+
 def test_a_search_goes_by_the_index_of_what_is_rare(store: Store) -> None:
     with store.read() as reader:
         plans: list[str] = []
@@ -232,7 +263,15 @@ def test_a_search_goes_by_the_index_of_what_is_rare(store: Store) -> None:
             plans.extend(row[3] for row in reader._db.execute(f"EXPLAIN QUERY PLAN {sql}", tuple(values)))
             return reader._all(sql, values)
 
-        for text in ("ops", "state:fail", "label:etl,night", "alarm:long", "since:3min", "region=eu"):
+        for text in (
+            "ops",
+            "state:fail",
+            "label:etl,night",
+            "alarm:long",
+            "verdict:failure",
+            "since:3min",
+            "region=eu",
+        ):
             plans.append(f"-- {text}")
             terms = parse(text, NOW)
             searching.search(query, terms, 1 << 62, 5, searching.Deadline(1, reader._clock))

@@ -29,7 +29,7 @@ from apsislib.runs import Run
 from apsislib.shapes import run_summary
 from apsislib.states import FINISHED, State
 from apsislib.store import Lane, Past, Reader
-from apsislib.terms import AlarmIn, StateIn, Term
+from apsislib.terms import Marked, StateIn, Term
 from apsislib.times import DAY, format_time
 
 LISTED = 100  # runs of a kind on the board
@@ -51,7 +51,7 @@ TYPICAL = 20  # a job's last runs, the successes of which say how long it takes
 
 def board(parts: Parts, request: Request) -> Response:
     now = parts.clock.wall()
-    late: list[Term] = [AlarmIn(frozenset(ALARMS)), StateIn(frozenset(State) - FINISHED)]
+    late: list[Term] = [Marked(frozenset(ALARMS)), StateIn(frozenset(State) - FINISHED)]
     coming = _next(parts, now)
     with parts.store.read() as reader:
         failing = reader.standing(now - DAY)

@@ -46,7 +46,7 @@ _UPCOMING = (
     _LIMIT,
     ("cursor", TEXT, "the `next` of the page before"),
 )
-_TERMS = "terms: JOB path:P ARG=VAL ARG==VAL ARG= state:S,S label:L alarm:A since:T until:T !TERM"
+_TERMS = "terms: JOB path:P ARG=VAL ARG==VAL ARG= state:S,S label:L alarm:A verdict:S since:T until:T !TERM"
 _V1 = "/api/v1"
 TEXT_PLAIN = "text/plain"  # instead of a schema
 _RUN = f"{_V1}/runs/{{run_id}}"

@@ -180,7 +180,8 @@ def add_commands(subparsers: Any, version: str) -> None:
         "look for runs in the whole history",
         "A TERM is JOB (a part of the job ID), path:P (the job ID is P or below it), ARG=VAL (contains),"
         " ARG==VAL (is), ARG= (is given), state:S1,S2, label:L,"
-        " alarm:A (late, missed, long), since:T, until:T, or any of them after ! for the contrary."
+        " alarm:A (late, missed, long), verdict:S (its end was told after it was given up; any: whichever),"
+        " since:T, until:T, or any of them after ! for the contrary."
         " T is a time, a day (2031-05-06, today: its beginning), a daytime of today, or so long ago (2h).",
     )
     add_words(command, "terms", "TERM", "*", "what runs must be like; without any, the newest")

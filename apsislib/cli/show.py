@@ -75,7 +75,7 @@ def runs_table(runs: Iterable[Json], now: str, terminal: Terminal, utc: bool) ->
         Column("args", ARGS),
     ]
     found = sorted(runs, key=start_of)
-    if any("alarms" in run for run in found):
+    if any(_marks(run) for run in found):
         columns.append(Column("alarms"))
     rows: list[list[str | Cell]] = [
         [
@@ -89,8 +89,14 @@ def runs_table(runs: Iterable[Json], now: str, terminal: Terminal, utc: bool) ->
         for run in found
     ]
     for row, run in zip(rows, found, strict=True):
-        row += [" ".join(run.get("alarms", ()))] * (len(columns) - len(row))
+        row += [_marks(run)] * (len(columns) - len(row))
     return [*table(terminal, columns, rows), ""]
+
+
+def _marks(run: Json) -> str:
+    """Alarms, and how its program ended after it was given up, in the words of searches."""
+    late = run.get("late_verdict")
+    return " ".join([*run.get("alarms", ()), *([f"verdict:{late}"] if late else [])])
 
 
 def title(run: Json, terminal: Terminal) -> str:

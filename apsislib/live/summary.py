@@ -9,8 +9,8 @@ from typing import Any
 from apsislib.clock import Deadline
 from apsislib.jobs import JobSet
 from apsislib.live.subscriber import PING, Subscriber
-from apsislib.runs import Drop, Expect, Run, Save
-from apsislib.shapes import encode, job_object, late_verdict, run_summary
+from apsislib.runs import Drop, Expect, Run, Save, late_verdict
+from apsislib.shapes import encode, job_object, run_summary
 
 FRAME = 4096  # messages of a summary's frame
 NEWEST = 20_000  # runs that a summary begins with, besides all that are unfinished

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from apsislib.runs import Alarm, Run, alarms, labels, quoted, run_number
+from apsislib.runs import Alarm, Run, labels, marks, quoted, run_number
 from apsislib.states import State
 
 # What a run keeps from its making to its end, and what its transitions change. An update leaves the
@@ -16,7 +16,7 @@ CHANGING = ("state", "timestamp", "rev", "times", "meta", "program", "conds", "a
 
 COLUMNS = ", ".join(FIXED + CHANGING)
 
-# `labels` and `alarms` are for searches alone, and never read.
+# `labels` and `alarms`, which has all marks, are for searches alone, and never read.
 SAVE = (
     f"INSERT INTO runs ({COLUMNS}, labels, alarms) VALUES ({', '.join('?' * len(FIXED + CHANGING))}, ?, ?)"
     " ON CONFLICT (number) DO UPDATE SET"
@@ -58,6 +58,7 @@ _META: list[tuple[str, Any, tuple[type, ...]]] = [
     ("alarms", [], (list,)),
     ("reasons", {}, (dict,)),
 ]
+_MARKED = {"alarms", "reasons", "late_verdict"}  # of metadata: without these there are no marks
 _FIRST, _END = -62_135_596_800.0, 253_402_300_800.0  # years 1 to 9999
 
 
@@ -98,12 +99,12 @@ def to_row(run: Run) -> tuple[Any, ...]:
 def to_saved(run: Run) -> tuple[Any, ...]:
     """The values of SAVE."""
     job = run.meta.get("job")
-    raised = alarms(run.meta) if "alarms" in run.meta or "reasons" in run.meta else ()
-    return (*to_row(run), pack_labels(labels(job)) if job else None, pack_labels(raised))
+    found = marks(run.meta, run.state) if _MARKED & run.meta.keys() else ()
+    return (*to_row(run), pack_labels(labels(job)) if job else None, pack_labels(found))
 
 
 def pack_labels(names: Iterable[str]) -> str | None:
-    """Labels, or alarms, as one text, in which each stands quoted between commas; None: there are none."""
+    """Labels, or marks, as one text, in which each stands quoted between commas; None: there are none."""
     packed = ",".join([quoted(name) for name in sorted(names)])
     return f",{packed}," if packed else None
 

@@ -16,13 +16,13 @@ from apsislib.clock import Deadline
 from apsislib.runs import quoted
 from apsislib.store.rows import COLUMNS, dump
 from apsislib.terms import (
-    AlarmIn,
     ArgHas,
     ArgIs,
     JobIs,
     JobPart,
     JobUnder,
     Label,
+    Marked,
     Not,
     Since,
     StateIn,
@@ -171,14 +171,14 @@ def plan(query: Query, terms: Collection[Term]) -> tuple[list[Way], list[Clause]
         else:
             meant = tuple(s for s in sets if all(f",{quoted(t.label)}," in s for t in labelled))
             ways.append(Way("runs_labels", "labels", meant))
-    alarmed = [term for term in terms if isinstance(term, AlarmIn)]
+    alarmed = [term for term in terms if isinstance(term, Marked)]
     if alarmed:
         packs = _distinct(query, "alarms", "runs_alarms")
         if packs is None:
             clauses += [_clause(term) for term in alarmed]
         else:
             meant = tuple(
-                p for p in packs if all(any(f",{quoted(a)}," in p for a in t.alarms) for t in alarmed)
+                p for p in packs if all(any(f",{quoted(a)}," in p for a in t.marks) for t in alarmed)
             )
             ways.append(Way("runs_alarms", "alarms", meant))
     states = [term.states for term in terms if isinstance(term, StateIn)]
@@ -216,7 +216,7 @@ def _distinct(query: Query, column: str, index: str) -> list[str] | None:
     return found if len(found) < KINDS else None
 
 
-def _clause(term: JobPart | JobIs | JobUnder | ArgHas | ArgIs | Label | AlarmIn) -> Clause:
+def _clause(term: JobPart | JobIs | JobUnder | ArgHas | ArgIs | Label | Marked) -> Clause:
     if isinstance(term, JobPart):
         return Clause("instr(lower(job_id), ?) > 0", (term.text,))
     if isinstance(term, JobIs):
@@ -231,8 +231,8 @@ def _clause(term: JobPart | JobIs | JobUnder | ArgHas | ArgIs | Label | AlarmIn)
         )
     if isinstance(term, Label):
         return Clause("labels IS NOT NULL AND instr(labels, ?) > 0", (f",{quoted(term.label)},",))
-    if isinstance(term, AlarmIn):
-        wanted = [f",{quoted(alarm)}," for alarm in sorted(term.alarms)]
+    if isinstance(term, Marked):
+        wanted = [f",{quoted(mark)}," for mark in sorted(term.marks)]
         parts = " OR ".join(["instr(alarms, ?) > 0"] * len(wanted))
         return Clause(f"alarms IS NOT NULL AND ({parts})", tuple(wanted))
     # First a look at the text, which nearly always decides; json_each() of a damaged row would end the query.

@@ -10,6 +10,7 @@ const KEYS = [
   ["label:", "a label of the job"],
   ["path:", "the job, or the folder that it is in"],
   ["alarm:", "late, missed or long"],
+  ["verdict:", "how it ended after it was given up"],
   ["since:", "changed since a time, or so long ago"],
   ["until:", "changed before"],
 ];
@@ -25,6 +26,7 @@ export const LANGUAGE = [
   ["state:fail,error", "the state is one of these; their beginnings will do"],
   ["label:nightly", "the job has this label"],
   ["alarm:late", "it was late, missed or long"],
+  ["verdict:any", "it was given up, and its program told later how it ended; verdict:success: so"],
   ["since:2h  until:2031-05-06", "its latest change is not older, or is older"],
   ["!label:test", "the contrary of any of these"],
   ['"two words"', "quotes hold a word together; in them, \\ stands before a quote"],
@@ -108,7 +110,7 @@ export function searchField({ label, placeholder, apply }) {
     const text = whole.replace(/^!/, "");
     const not = whole.startsWith("!") ? "!" : "";
     let words = [];
-    const [, key, rest] = /^(state|alarm|since|until|label|path):(.*)$/.exec(text) ?? [];
+    const [, key, rest] = /^(state|alarm|verdict|since|until|label|path):(.*)$/.exec(text) ?? [];
     const last = (rest ?? "").split(",").at(-1);
     const head = (rest ?? "").slice(0, (rest ?? "").length - last.length);
     const among = (all) =>
@@ -118,6 +120,7 @@ export function searchField({ label, placeholder, apply }) {
     try {
       if (key === "state") words = among(STATES);
       else if (key === "alarm") words = among(["late", "missed", "long"]);
+      else if (key === "verdict") words = among(["any", "success", "failure"]);
       else if (key === "since" || key === "until") words = among(TIMES);
       else if (key === "label")
         words = (await get("/complete", { q: rest.replace(/^"/, "") })).labels.map((one) => [
