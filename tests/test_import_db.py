@@ -149,30 +149,43 @@ def test_the_installation_is_a_new_one_that_keeps_everything(moved: Server) -> N
 
 
 @pytest.fixture(scope="module")
-def server(moved: Server) -> Iterator[tuple[Server, RawAgent]]:
-    """It serves the imported database; the agent that had the running process is back."""
-    port = int((moved.directory / "apsis.yaml").read_text().partition("port: ")[2].partition(",")[0])
+def serving(moved: Server) -> Iterator[Server]:
+    """It serves a copy of the imported database."""
+    directory = moved.directory.with_name("serving")
+    shutil.copytree(moved.directory, directory)
     # Since now: the real jobs have one for every five seconds, and it is days that they were away.
-    with moved.running("-o", "schedule.since=now"):
-        agent = RawAgent(("127.0.0.1", port), CONN_ID, proc_ids=[PROC_ID])
-        yield moved, agent
-        agent.close()
+    with Server(directory).running("-o", "schedule.since=now") as server:
+        yield server
 
 
-def test_runs_are_shown_as_they_were(server: tuple[Server, RawAgent]) -> None:
-    apsis, _ = server
+@pytest.fixture(scope="module")
+def shown(serving: Server) -> dict[str, Any]:
+    """The imported runs, as they are found and shown before a test has done anything to them."""
+    found = serving.get("/search/runs", q="until:2026-11-24T00:00:00Z", limit="100")["runs"]
+    return {run_id: serving.run(run_id) for run_id in {*found, RUNNING}}
+
+
+@pytest.fixture(scope="module")
+def server(serving: Server, shown: dict[str, Any]) -> Iterator[tuple[Server, RawAgent]]:
+    """The server; and the agent that had the running process, which is back."""
+    config = (serving.directory / "apsis.yaml").read_text()
+    port = int(config.partition("port: ")[2].partition(",")[0])
+    agent = RawAgent(("127.0.0.1", port), CONN_ID, proc_ids=[PROC_ID])
+    yield serving, agent
+    agent.close()
+
+
+def test_runs_are_found_and_shown_as_they_were(shown: dict[str, Any]) -> None:
     payloads = [json.loads(text) for (text,) in rows(REAL / "apsis.db", "SELECT payload FROM run_summary")]
     assert len(payloads) == 27
     for payload in payloads:
         was = payload["run_summary"]
-        now = apsis.run(was["run_id"])
+        now = shown[was["run_id"]]
         if was["run_id"] == RUNNING:  # which has gone on
             del was["times"], was["state"]
         assert {name: now.get(name) for name in was} == was
         assert now["program"] is None or now["program"]["str"]
         assert all(cond["str"] for cond in now["conds"])
-    everything = apsis.get("/search/runs", q="until:2026-11-24T00:00:00Z", limit="100")["runs"]
-    assert everything.keys() >= {p["run_summary"]["run_id"] for p in payloads} - {RUNNING}
 
 
 def test_logs_and_outputs_read_as_they_did(server: tuple[Server, RawAgent]) -> None:
