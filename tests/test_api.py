@@ -14,12 +14,13 @@ import pytest
 from installation import AGENT, PROGRAM, SLOW, Installation
 
 from apsislib.api import Parts, message, runs
+from apsislib.api.exchange import Phase
 from apsislib.api.message import Refused, Request, parse_head
 from apsislib.api.outputs import parse_range
 from apsislib.api.parts import WAITING
 from apsislib.api.routes import ROUTES
 from apsislib.api.runs import parse_signal
-from apsislib.clock import WallClock
+from apsislib.clock import Deadline, WallClock
 from apsislib.errors import BadRequest, Unavailable
 
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -1048,14 +1049,13 @@ def test_with_all_threads_at_work_the_answer_is_503_at_once_and_idle_ones_make_r
     assert {"apsis-api-1", "apsis-api-2"} <= names
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        GOOD[:20],
-        GOOD.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n{"),
-    ],
-    ids=["head", "body"],
-)
+PARTS = [
+    GOOD[:20],
+    GOOD.replace(b"GET", b"POST").replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\n{"),
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=["head", "body"])
 def test_who_has_sent_part_of_a_request_makes_room_and_is_told_so(
     alone: Installation, part: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1077,6 +1077,26 @@ def test_who_has_sent_part_of_a_request_makes_room_and_is_told_so(
         sock.close()
     said = [r.getMessage() for r in caplog.records if "had not arrived" in r.getMessage()]
     assert len(said) == 10 and "127.0.0.1" in said[0]  # and how many more there were, a minute later
+
+
+@pytest.mark.parametrize("part", [b"", *PARTS], ids=["nothing", "head", "body"])
+def test_who_has_sent_part_of_a_request_does_not_delay_a_stop(
+    alone: Installation, part: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for limit in ("IDLE", "HEAD", "BODY"):
+        monkeypatch.setattr(f"apsislib.api.exchange.{limit}", 600.0)
+    with socket.create_connection(("127.0.0.1", alone.port), 60) as sock:
+        sock.sendall(GOOD)
+        assert sock.recv(1000).startswith(b"HTTP/1.1 200 ")
+        sock.sendall(part)
+        deadline = Deadline(60.0)
+        while part and Phase.PARTIAL not in alone.server._open.values():
+            assert not deadline.passed()
+            time.sleep(0.01)
+        assert not alone.server.stop(deadline) and not deadline.passed()
+        answer = rest(sock)
+    assert (b"503" in answer and b"the server is stopping" in answer) if part else answer == b""
+    assert "too many" not in caplog.text
 
 
 def test_a_client_that_goes_away_costs_only_its_own_connection(site: Installation) -> None:

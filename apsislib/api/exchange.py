@@ -36,11 +36,11 @@ class Phase(enum.Enum):
     IDLE = "no request, or nothing of it yet"
     PARTIAL = "a part of a request"
     AT_WORK = "a whole request, until its answer was sent"
-    LEAVING = "ended for the sake of others"
+    LEAVING = "ended for the sake of others, or of the server's stop"
 
 
 class Crowded(Exception):
-    """The connection has to make room for another, and has not brought a whole request."""
+    """The connection has to end, for another or with the server, and has not brought a whole request."""
 
 
 class Exchange(http.server.BaseHTTPRequestHandler):
@@ -139,6 +139,8 @@ class Exchange(http.server.BaseHTTPRequestHandler):
         """The next head, without the empty line behind it; None: the client has gone. Raises Refused."""
         if not self.held:
             self.server.enter(self.sock, Phase.IDLE)
+            if self.server.closing.is_set():  # after stop() has ended those who were idle before
+                return None
             self._wait_for(IDLE)
             try:
                 data = self.sock.recv(65536)
@@ -223,10 +225,12 @@ class Exchange(http.server.BaseHTTPRequestHandler):
 
     def _make_room(self) -> None:
         """Tell the client why, if that can be done without waiting."""
-        host = self.client_address[0]
-        text = "too many connections: closed one of %s, whose request had not arrived"
-        self.server.strangers.say(logging.WARNING, host, text, host)
-        answer = failed(503, "the server is busy, and the request had not arrived yet; try again")
+        why = "stopping" if self.server.closing.is_set() else "busy"
+        if why == "busy":
+            text = "too many connections: closed one of %s, whose request had not arrived"
+            host = self.client_address[0]
+            self.server.strangers.say(logging.WARNING, host, text, host)
+        answer = failed(503, f"the server is {why}, and the request had not arrived yet; try again")
         answer = replace(answer, headers=(("retry-after", "1"),))
         self._wait_for(0.0)
         with contextlib.suppress(OSError):

@@ -103,7 +103,7 @@ class Server(http.server.HTTPServer):
         self._accepting.start()
 
     def stop(self, deadline: Deadline) -> list[str]:
-        """Accept no more, let requests end, and close. Answers the names of threads still alive.
+        """Accept no more, let whole requests end, and close. Answers the names of threads still alive.
 
         After `deadline` connections are cut.
         """
@@ -119,9 +119,8 @@ class Server(http.server.HTTPServer):
             self._offered.notify_all()
             waiting = list(self._waiting)
             self._waiting.clear()
-            for sock, phase in self._open.items():
-                if phase is Phase.IDLE:
-                    _shut(sock, socket.SHUT_RD)
+            while self._make_room_locked():
+                pass
             threads = list(self._threads)
         for sock, _ in waiting:
             sock.close()
@@ -268,7 +267,7 @@ class Server(http.server.HTTPServer):
                 self.shutdown_request(sock)
 
     def enter(self, sock: socket.socket, phase: Phase) -> bool:
-        """A connection is in `phase` now. False: it was told to make room, and hears its client no more.
+        """A connection is in `phase` now. False: it is to end, and hears its client no more.
 
         If it has brought a whole request even so, that is still answered.
         """
@@ -277,7 +276,7 @@ class Server(http.server.HTTPServer):
             if before is Phase.LEAVING and phase is Phase.AT_WORK:
                 self._gone_locked()
                 self._make_room_locked()  # somebody else has to, for the one who was promised the place
-            elif before is Phase.LEAVING:
+            elif before is Phase.LEAVING or (self.closing.is_set() and phase is not Phase.AT_WORK):
                 return False
             elif before is phase:
                 return True
