@@ -217,7 +217,8 @@ class Run:
     program: Json | None = None  # bound; None where binding failed
     conds: tuple[Json, ...] = ()  # bound
     actions: tuple[Json, ...] = ()
-    # "given_up": what a run was whose agent did not come back in time, "late_verdict": its real end;
+    # "given_up": what a run was whose agent did not come back in time ("kill_at": wall instant at which
+    # SIGKILL was to follow), "late_verdict": its real end;
     # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s},
     # "alarms": [raised ones], "reasons": {alarm, raised or not: why}
     meta: Json = field(default_factory=dict)

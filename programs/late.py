@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from apsislib.runs import Finished, Json, Lost, Remark, Report, Run, run_number
+from apsislib.runs import Finished, Json, Limits, Lost, Remark, Report, Run, run_number, signal_name
 from apsislib.states import FINISHED, State
 from programs.base import Agents, Host, run_of_proc
 
@@ -59,11 +59,27 @@ class Truths:
         if run is None or run.state not in FINISHED or program is None:
             self._agents.dismiss(proc_id, conn_id, res)
             return
+        before = _as_it_was(run, given_up, program.limits(), self._host.clock.wall())
         if res.get("state") == "running":
             text = f"agent {conn_id} is back and still runs the program (pid {res.get('pid')})"
-            self._host.note(run_id, text)
-        before = run.but(state=State(given_up["state"]), run_state=given_up)
+            ordered = (before.run_state or {}).get("signals")
+            self._host.note(run_id, f"{text}, which was to end: sending {ordered[-1]}" if ordered else text)
         program.connect(before, _Afterwards(self._host, self._agents, before, conn_id, proc_id))
+
+
+def _as_it_was(run: Run, given_up: Json, limits: Limits, wall: float) -> Run:
+    """The run as it was when it was given up. What was to end it then is to end it now.
+
+    "kill_in" of its run_state: seconds from the agent's return to SIGKILL, of which no alarm of the kernel
+    reminds any more.
+    """
+    state, run_state = State(given_up["state"]), dict(given_up)
+    if given_up.get("stop_asked"):  # as soon as it runs, which it does, or did
+        state = State.STOPPING
+        run_state |= {"signals": [signal_name(limits.stop_signal)], "kill_in": limits.grace}
+    elif "kill_at" in given_up:
+        run_state["kill_in"] = max(0.0, given_up["kill_at"] - wall)
+    return run.but(state=state, run_state=run_state)
 
 
 class _Afterwards:

@@ -137,6 +137,18 @@ def test_a_program_that_ended_in_time_is_no_timeout_though_the_server_hears_of_i
     assert "timeout after 3 s" in said and any("it had ended within its time" in text for text in said)
 
 
+def test_what_was_to_end_is_ended_though_its_run_was_given_up_meanwhile(tmp_path: Path) -> None:
+    jobs = {"deaf": JOBS["deaf"].replace("grace_period: 6", "grace_period: 3")}
+    with World(tmp_path, jobs, 1.0, LAUNCH, agents=1) as world:
+        (agent,) = world.agents
+        run_id = begin(world, "deaf")
+        agent.signal(signal.SIGSTOP)
+        world.post(f"/runs/{run_id}/stop")
+        world.until(run_id, "error")
+        agent.signal(signal.SIGCONT)
+        assert "late verdict: failure: killed by SIGKILL" in until_said(world, run_id, "to accept")
+
+
 def test_a_stop_goes_on_with_the_rest_of_its_grace_and_sigkill_is_sent_again(world: World) -> None:
     (agent,) = world.agents
     run_id = begin(world, "deaf")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from doubles import FakeAgents, FakeHost, ended, result
 
 from apsislib.errors import Unavailable
@@ -16,6 +17,7 @@ from programs.base import Settings
 from programs.late import Truths
 
 PROC = "r7.5c1f"
+NOW = 1_700_000_000.0  # by the clock of FakeHost
 SETTINGS = Settings(update_interval=None, output_interval=None)
 
 
@@ -92,6 +94,29 @@ def test_a_program_that_was_to_end_is_told_so_again() -> None:
     story.agents.take()
     story.agents.watchers[PROC].registered(True)
     assert [m["signum"] for m in story.agents.take("ProcSignalRequest")] == [9]
+
+
+@pytest.mark.parametrize(
+    ("given_up", "sent"),
+    [
+        ({"state": "starting", "stop_asked": True}, [(0, 15), (60, 9)]),
+        ({"state": "stopping", "signals": ["SIGTERM"], "kill_at": NOW + 20}, [(0, 15), (20, 9)]),
+        ({"signals": ["SIGINT"], "timed_out": 5.0, "kill_at": NOW - 20}, [(0, 2), (0, 9)]),
+        ({"state": "stopping", "signals": ["SIGTERM"]}, [(0, 15)]),  # its grace is never over
+        ({"signals": ["SIGTERM"]}, []),
+    ],
+)
+def test_what_was_to_end_it_ends_it_when_it_is_back(given_up: Any, sent: Any) -> None:
+    story = Story(**given_up)
+    story.found()
+    watcher, clock = story.agents.watchers[PROC], story.host.clock
+    watcher.registered(True)
+    story_sent = []
+    for second in range(90):
+        watcher.poll(clock.monotonic())
+        story_sent += [(second, m["signum"]) for m in story.agents.take("ProcSignalRequest")]
+        clock.advance(1.0)
+    assert story_sent == sent
 
 
 def test_an_agent_that_is_lost_again_is_waited_for_by_nobody() -> None:

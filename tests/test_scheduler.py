@@ -436,6 +436,26 @@ def test_a_run_that_was_given_up_frees_its_slot_and_is_offered_its_late_verdict(
     assert sim.rows[first] == row
 
 
+def test_what_was_to_end_a_run_is_kept_when_it_is_given_up(sim: Sim) -> None:
+    limits = Limits(reconnect_timeout=100, grace=300.0)
+    sim.add_job("job", program=SimProgram(None, State.ERROR, limits))  # deaf to SIGTERM
+    running = sim.schedule("job")
+    sim.settle()
+    sim.on_launch = lambda run: None
+    starting = sim.schedule("job")
+    sim.settle()
+    now = sim.clock.wall(), sim.clock.boot()
+    for run_id in (running, starting):
+        sim.kernel.runs[run_id] = sim.kernel.runs[run_id].but(run_state={"proc_id": run_id, "conn_id": "c"})
+        sim.kernel.report(run_id, Lost("c"), *now)
+        sim.kernel.stop(run_id, *now)
+    sim.run_for(101)
+    kept = sim.rows[running].meta["given_up"]
+    assert (kept["state"], kept["signals"], kept["kill_at"]) == ("stopping", ["SIGTERM"], now[0] + 300)
+    kept = sim.rows[starting].meta["given_up"]
+    assert kept == {"proc_id": starting, "conn_id": "c", "state": "starting", "stop_asked": True}
+
+
 def test_who_comes_after_a_restart_queues_up_behind_who_was_waiting_before(sim: Sim) -> None:
     sim.add_job("job", program=SimProgram(None), conditions=(MaxRunning("1"),))
     first, second = sim.schedule("job"), sim.schedule("job")

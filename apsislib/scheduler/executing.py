@@ -31,6 +31,13 @@ from apsislib.scheduler.ledger import Ledger, keep
 from apsislib.states import ERROR, FINISHED, RUNNING, STARTING, State
 
 SIGKILL = 9
+_KEPT = (
+    "proc_id",
+    "conn_id",
+    "signals",
+    "timed_out",
+    "stop_asked",
+)  # of the run_state of a run that is given up
 HELD_UP = 5.0  # s; what runs, or has an agent, later than this after it could begin is called late
 
 
@@ -249,5 +256,8 @@ def given_up(run: Run) -> Json:
     state = run.run_state or {}
     if "proc_id" not in state or "conn_id" not in state:
         return run.meta
-    kept = {key: state[key] for key in ("proc_id", "conn_id", "signals", "timed_out") if key in state}
+    kept = {key: state[key] for key in _KEPT if key in state}
+    grace = (state.get("timers") or {}).get(Alarm.GRACE.name)
+    if grace is not None and "SIGKILL" not in state.get("signals", ()):
+        kept["kill_at"] = grace
     return {**run.meta, "given_up": {**kept, "state": run.state.value}}
