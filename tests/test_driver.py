@@ -237,6 +237,28 @@ def test_a_host_that_was_suspended_is_the_reason_of_what_is_begun_late(
         site.stop()
 
 
+def test_nobody_waits_while_the_database_is_asked_why_a_run_can_not_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Installation(tmp_path, {"noop": PROGRAM}).start()
+    try:
+        run_id = site.make("noop")["run_id"]
+        until(site, "noop", "success")
+        read, guard = site.store.read, site.driver._guard
+        held: list[bool] = []
+
+        def reading(*args: Any) -> Any:
+            held.append(guard._owner == threading.get_ident())
+            return read(*args)
+
+        monkeypatch.setattr(site.store, "read", reading)
+        answer = site.post(f"/api/v1/runs/{run_id}/stop")
+        assert answer.status_code == 400 and "run is success" in answer.json()["error"]
+        assert held and not any(held)
+    finally:
+        site.stop()
+
+
 def test_agents_are_let_in_only_once_programs_look_for_their_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,16 +47,19 @@ class Operating:
 
     def _operate(self, run_id: str, verb: str, reason: str, operation: Callable[[Scheduler], None]) -> Run:
         self._check_disk_for(verb)
+        is_live = True
         with self._guard.hold() as kernel:
             try:
                 operation(kernel)
+                self._give(kernel, run_id, reason)
             except KeyError:
-                raise self._not_live(run_id, verb) from None
-            self._give(kernel, run_id, reason)
+                is_live = False
             self._guard.flush_locked()
             ticket = self._guard.ticket
             run = kernel.runs.get(run_id)
             self._guard.wake_timer_locked()
+        if not is_live:  # the database is asked why, for which nobody else should wait
+            raise self._not_live(run_id, verb)
         self._wait(ticket, verb)
         return run or self._looking.find_run(run_id)
 
