@@ -10,6 +10,7 @@ from signal import SIGKILL
 from typing import Protocol
 
 from apsislib import wire
+from apsislib.errors import Unavailable
 from apsislib.wire import FdHead
 from programs.base import OUTPUT, OUTPUT_NAME, OUTPUT_TYPE, Agents, Host, OutputLimit
 
@@ -70,7 +71,10 @@ class Fetching:
 
     def resume(self) -> None:
         """Go on where the store ends, after a restart of the server."""
-        stored = self._host.output_length(self._process.run_id, OUTPUT)
+        try:
+            stored = self._host.output_length(self._process.run_id, OUTPUT)
+        except Unavailable:
+            return  # from its beginning: what is stored is not stored again
         limit = self._limit.max_size
         if limit is not None and stored > limit:  # with its marker
             stored, self._mute = limit, True

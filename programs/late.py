@@ -50,7 +50,10 @@ class Truths:
         """(a hand) Follow the process if its run was given up. Raises Unavailable."""
         run = self._host.stored(run_id)
         with self._lock:
-            conn_id, res = self._asked.pop(proc_id)
+            asked = self._asked.pop(proc_id, None)
+        if asked is None:
+            return  # it failed for another reason than the database, as the log says
+        conn_id, res = asked
         if run is not None and run.state not in FINISHED and (run.run_state or {}).get("proc_id") == proc_id:
             return  # it will be watched: its record is the only witness of what became of it
         given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}

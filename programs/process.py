@@ -148,8 +148,8 @@ class Process:
     def registered(self, listed: bool) -> None:
         self.here = True
         run = self._host.run(self.run_id)
-        if run is None:
-            self._agents.forget(self.proc_id, self.conn_id)
+        if run is None:  # it has ended, and is on disk, which says whether the record is still wanted
+            self._agents.abandon(self.proc_id, self.conn_id)
         if self.ended or run is None or run.state in FINISHED:
             self.ended = True  # Forget follows, once the verdict is on disk
             return
@@ -261,6 +261,9 @@ class Process:
             self.conclude()
         elif self.started:
             self._finish(State.ERROR, f"agent {self._agent()} no longer knows the process")
+        elif self._sent is None:  # on this connection: what became of an older start is not known
+            text = f"agent {self._agent()} does not know the process: the program may have started"
+            self._finish(State.ERROR, text)
         else:
             why = " (resources need an agent of version 0.5.0 or later)" if self._properties else ""
             text = f"agent {self._agent()} is too old or refused the specification: nothing was started"

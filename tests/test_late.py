@@ -119,6 +119,19 @@ def test_what_was_to_end_it_ends_it_when_it_is_back(given_up: Any, sent: Any) ->
     assert story_sent == sent
 
 
+def test_a_process_that_can_not_be_followed_is_not_asked_about_for_ever(monkeypatch: Any) -> None:
+    story = Story()
+
+    def unreadable(json: Any) -> Any:
+        raise ValueError("of another release")
+
+    monkeypatch.setattr(story.truths, "_load", unreadable)
+    with pytest.raises(ValueError):
+        story.found()  # it is tried again then
+    story.truths._follow("r7", PROC)
+    assert story.agents.forgotten == [] and story.agents.watchers == {}
+
+
 def test_an_agent_that_is_lost_again_is_waited_for_by_nobody() -> None:
     story = Story()
     story.found()

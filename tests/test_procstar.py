@@ -14,7 +14,7 @@ from raw_agent import RawAgent
 
 from agent_server import AgentServer
 from apsislib.clock import Deadline, SimClock, WallClock
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, Unavailable
 from apsislib.ports import Port
 from apsislib.runs import Back, Finished, Lost, Placed, Remark, Run, Running, Unplaced, Update
 from apsislib.states import State
@@ -432,6 +432,37 @@ def test_a_process_that_its_agent_no_longer_has_is_an_error():
         state, message = story.verdict
         assert state is State.ERROR
         assert "A (node1)" in str(message)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_became_of_a_start_is_not_denied_by_who_may_not_have_got_it(restarted):
+    story = Story().start()
+    if restarted:
+        story.restart()
+    else:
+        story.watcher.lost()
+    story.watcher.registered(listed=True)  # as of agents that do not list what they have
+    story.watcher.unknown()
+    assert story.verdict == (
+        State.ERROR,
+        "agent A (node1) does not know the process: the program may have started",
+    )
+
+
+def test_a_running_program_is_followed_though_the_database_can_not_be_read_at_that_moment(monkeypatch):
+    story = Story().running()
+    story.data(0, b"stored ")
+
+    def unreadable(run_id, output_id):
+        raise Unavailable("no disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(story.host, "output_length", unreadable)
+        story.restart()
+    story.watcher.registered(listed=True)
+    assert story.run.state is State.RUNNING
+    story.watcher.result(ended(0, length=7))
+    assert story.asked() == (0, 7)  # the store leaves out what it has
 
 
 def test_a_known_verdict_outlives_the_record_and_the_loss_of_output_is_said():
@@ -888,12 +919,12 @@ def test_resource_figures_are_asked_for_and_stored_at_their_interval():
     assert len(story.host.of(Update)) == 1
 
 
-def test_a_run_that_ended_meanwhile_is_forgotten_when_its_agent_is_back():
+def test_of_a_run_that_ended_meanwhile_the_database_decides_what_becomes_of_the_record():
     story = Story().running()
     story.watcher.lost()
-    story.host.runs.clear()
+    story.host.runs.clear()  # it may have been given up a moment ago: then how it ends is worth knowing
     story.watcher.registered(listed=True)
-    assert story.agents.forgotten == ["p"]
+    assert story.agents.abandoned == ["p"] and story.agents.forgotten == []
 
 
 # -- with a real server and a foreign agent ----------------------------------------------------------
