@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import threading
 import time
@@ -311,3 +312,27 @@ def test_the_first_thing_that_a_failing_disk_is_given_is_passed_on_if_it_is_a_st
         site.driver._hands.programs.submit(lambda: None).result(60)
         site.stop()
     assert sent == [15] and not site.driver._acting._overtaken
+
+
+def test_who_is_told_that_the_disk_refuses_is_told_what_becomes_of_the_request(tmp_path: Path) -> None:
+    site = Installation(tmp_path, {"noop": PROGRAM, "waits": JOBS["waits"]}).start()
+    waits = site.make("waits")["run_id"]
+    database, aside = tmp_path / "apsis.db", tmp_path / "aside.db"
+
+    def refused(path: str, body: Any = None) -> str:
+        """What it is told; then the disk is whole again."""
+        database.rename(aside)
+        answer = site.post(path, body)
+        aside.rename(database)
+        assert answer.status_code == 503
+        until(lambda: not site.store.braked)
+        return str(answer.json()["error"])
+
+    try:
+        found = re.search(r"; (r\d+) will be there when", refused("/api/v1/runs", {"job_id": "noop"}))
+        assert found is not None
+        until(lambda: site.state(found[1]) == "success")
+        assert "; the skip counts when that is over" in refused(f"/api/v1/runs/{waits}/skip")
+        until(lambda: site.state(waits) == "skipped")
+    finally:
+        site.stop()

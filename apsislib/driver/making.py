@@ -14,7 +14,7 @@ from apsislib.driver.hands import saying
 from apsislib.driver.looking import Looking
 from apsislib.driver.parts import Parts
 from apsislib.driver.timer import SLICE
-from apsislib.errors import BadRequest
+from apsislib.errors import BadRequest, Unavailable
 from apsislib.runs import Job, Run
 from apsislib.states import State
 
@@ -134,7 +134,7 @@ class Making:
                     ticket = self._guard.ticket
                     self._guard.wake_timer_locked()
             if runs:
-                self._guard.wait(ticket)
+                self._wait(ticket, runs)
             deadline = Deadline(INSTANT, clock)
             for watch in watches.values():
                 watch.event.wait(deadline.left())
@@ -142,6 +142,17 @@ class Making:
             for run_id in ends:
                 self._watches.pop(run_id, None)
         return [self._latest(run, watches.get(run.run_id)) for run in runs]
+
+    def _wait(self, ticket: int, runs: Sequence[Run]) -> None:
+        try:
+            self._guard.wait(ticket)
+        except Unavailable as error:
+            # Who only hears of a failure asks again, and has it done twice.
+            names = runs[0].run_id if len(runs) == 1 else f"{runs[0].run_id} to {runs[-1].run_id}"
+            raise Unavailable(
+                f"{error}; {names} will be there when that is over, unless the server ends before:"
+                " look before you ask again"
+            ) from error
 
     def ended(self, runs: Sequence[Run]) -> None:
         """(apsis-writer) Tell who waits for these runs that they have ended."""

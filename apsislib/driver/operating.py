@@ -73,7 +73,8 @@ class Operating:
             self._guard.wait(ticket)
         except Unavailable as error:
             if verb not in URGENT:
-                raise
+                text = f"{error}; the {verb} counts when that is over, unless the server ends before"
+                raise Unavailable(text) from error
             self._guard.overtake()
             # To say that all is well would be a promise: a server that ends now knows nothing of it.
             raise Unavailable(
