@@ -37,7 +37,7 @@ from typing import Any
 
 from apsislib import classes
 from apsislib.clock import Deadline
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, Unavailable
 from apsislib.runs import Finished, Json, Placed, Remark, Run, Running, Update
 from apsislib.states import State
 from programs.base import (
@@ -54,6 +54,8 @@ from programs.base import (
 )
 
 log = logging.getLogger(__name__)
+
+RETRY = 1.0  # s; after which a database that can't be read is tried again
 
 
 class Extensions:
@@ -183,7 +185,7 @@ class Extension(Bound):
 
     def _run(self, program: Any, run: Run, host: Host, method: str) -> None:
         """Ends when the user's method does."""
-        report = Reporter(run, host, begun=method == "connect")
+        report = Reporter(run, host, _stored(run, host) if method == "connect" else None)
         try:
             with classes.unleaving():
                 if method == "connect":
@@ -221,14 +223,14 @@ class Extension(Bound):
 class Reporter:
     """What a user's program tells. Any thread."""
 
-    def __init__(self, run: Run, host: Host, begun: bool) -> None:
-        """`begun`: the run is known to be running."""
+    def __init__(self, run: Run, host: Host, stored: int | None) -> None:
+        """`stored`: bytes of output of a run that is known to be running; None: it has not begun."""
         self.host = host
         self._run_id = run.run_id
         self._lock = threading.RLock()  # protects the rest; held while the host is told, to keep the order
-        self._begun = begun
+        self._begun = stored is not None
         self._ended = False
-        self._length = host.output_length(run.run_id, OUTPUT)
+        self._length = stored or 0
 
     def running(self, run_state: Any = None, meta: Mapping[str, Any] | None = None) -> None:
         """`run_state`: what connect() needs after a restart; anything that json can write. Once only."""
@@ -277,6 +279,16 @@ class Reporter:
                 self.running()
             self._ended = True
             self.host.report(self._run_id, Finished(state, message, None if meta is None else dict(meta)))
+
+
+def _stored(run: Run, host: Host) -> int:
+    """Bytes of output that the run has stored. Waits for as long as the database can't be read."""
+    while True:
+        try:
+            return host.output_length(run.run_id, OUTPUT)
+        except Unavailable as error:
+            log.warning("run %s: its output can't be read: %s; trying again", run.run_id, error)
+            threading.Event().wait(RETRY)
 
 
 _NEEDS = ("from_config", "run")

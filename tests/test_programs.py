@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from apsislib.clock import SimClock
 from apsislib.config.keys import Config
-from apsislib.errors import FieldError
+from apsislib.errors import FieldError, Unavailable
 from apsislib.runs import Finished, Placed, Remark, Run, Running, Update
 from apsislib.states import State
-from programs import Table
+from programs import Table, extension
 from programs.base import Bound
 
 TABLE = Table(Config())
@@ -372,6 +372,28 @@ def test_a_users_program_goes_on_after_a_restart_if_it_can():
     program, host = _own("Count", to=3)
     program.connect(host.runs["r1"], host)
     assert "it may have begun" in str(host.wait(Finished).message)
+
+
+def test_a_users_program_is_run_and_goes_on_though_the_database_can_not_be_read_at_first(monkeypatch):
+    monkeypatch.setattr(extension, "RETRY", 0.01)
+    program, host = _own("Count", to=1)
+    refusals = [Unavailable("no disk")] * 3
+
+    def output_length(run_id, output_id):
+        if refusals:
+            raise refusals.pop()
+        return len(host.outputs.get(run_id, b""))
+
+    monkeypatch.setattr(host, "output_length", output_length)
+    _go(program, host)
+    host.wait(Running)
+    users_programs.LIVE[-1].steps.release()
+    assert host.wait(Finished) == Finished(State.SUCCESS) and len(refusals) == 3  # it did not ask
+    program.connect(host.change("r1", state=State.RUNNING), host)
+    host.until(lambda: any("goes on" in remark.message for remark in host.of(Remark)))
+    users_programs.LIVE[-1].steps.release()
+    host.wait(Finished, 2)
+    assert not refusals and bytes(host.outputs["r1"]) == b"1\n1\n"
 
 
 def test_the_least_class_suffices_and_an_exception_is_an_error_with_its_traceback():
