@@ -53,6 +53,12 @@ PROGRAM = "program: {type: no-op}\n"
 SLOW = "program: {type: no-op, duration: 600}\n"
 
 
+def every(interval: int) -> str:
+    """A schedule with a run each `interval` s, the next half of one from now: none begins amid a test."""
+    phase = int(WallClock().wall() + interval / 2) % interval
+    return f"schedule: {{type: interval, interval: {interval}, phase: {phase}}}\n"
+
+
 def parse_program(mapping: Mapping[str, Any]) -> noop.NoOp:
     if mapping["type"] != "no-op":
         raise FieldError(f"unknown program type: {mapping['type']}", ["type"])

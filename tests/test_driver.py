@@ -15,7 +15,7 @@ from typing import Any
 
 import installation
 import pytest
-from installation import PROGRAM, SLOW, Installation
+from installation import PROGRAM, SLOW, Installation, every
 
 from apsislib.clock import Deadline, WallClock
 from apsislib.driver import health
@@ -149,8 +149,7 @@ def test_a_run_that_leaves_the_expected_ones_is_listed_as_such_until_it_is_on_di
 
 
 def test_the_timer_is_as_late_as_it_is_and_not_by_what_is_made_ahead(tmp_path: Path) -> None:
-    every = "schedule: {type: interval, interval: 600}\n" + PROGRAM
-    site = Installation(tmp_path, {"every": every, "noop": PROGRAM}).start()
+    site = Installation(tmp_path, {"every": every(600) + PROGRAM, "noop": PROGRAM}).start()
     try:
         stats, lead = site.driver.stats(), 0.2
         while not stats["timer"]["count"]:
@@ -222,7 +221,7 @@ def test_a_host_that_was_suspended_is_the_reason_of_what_is_begun_late(
 ) -> None:
     clock = Suspended()
     monkeypatch.setattr(installation, "WallClock", lambda: clock)
-    site = Installation(tmp_path, {"rare": "schedule: {type: interval, interval: 600}\n" + PROGRAM}).start()
+    site = Installation(tmp_path, {"rare": every(600) + PROGRAM}).start()
     try:
         clock.slept = 1800.0
         site.make("rare")  # wakes the timer

@@ -17,7 +17,7 @@ from typing import Any
 
 import contract
 import pytest
-from installation import AGENT, PROGRAM, SLOW, Installation
+from installation import AGENT, PROGRAM, SLOW, Installation, every
 from server import PROGRAM as APSIS
 from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
@@ -29,8 +29,13 @@ GONE = {"type": "agent_conn_delete", "conn_id": "x"}
 JOBS = {
     "noop": PROGRAM,
     "slow": SLOW,
-    "every": "schedule: {type: interval, interval: 600}\n" + PROGRAM,
+    "every": "",  # has runs ahead
 }
+
+
+@pytest.fixture(autouse=True)
+def ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(JOBS, "every", every(600) + PROGRAM)
 
 
 @pytest.fixture
