@@ -79,7 +79,8 @@ class NoOp(Bound):
         elif run.state is State.STOPPING:
             self.signal(run, host, 15, True)
         else:
-            left = run.times.get("running", run.timestamp) + self._seconds() - host.clock.wall()
+            begun = run.times.get("running", run.timestamp) + (run.run_state or {}).get("stepped", 0.0)
+            left = begun + self._seconds() - host.clock.wall()
             if left > 0:
                 host.report(run.run_id, Running(run.run_state, run.meta.get("program"), wake=left))
             else:

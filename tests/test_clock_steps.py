@@ -71,6 +71,7 @@ def test_a_step_is_said_and_changes_no_duration(server: Server, clock: Clock, st
     assert server.until(slow, *ENDS)["state"] == "success"
     assert server.until(limited, *ENDS)["state"] == "failure"
     assert time.monotonic() - begun < 30
+    assert all(0 < server.run(run_id)["meta"]["elapsed"] < 60 for run_id in (slow, limited))
     assert any("timeout after 3 s" in message for message in server.messages(limited))
     assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
 

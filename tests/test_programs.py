@@ -300,6 +300,10 @@ def test_a_no_op_takes_as_long_as_it_was_told_across_restarts():
     host.clock.advance(3.0)
     TABLE.load(program.to_json()).connect(host.runs["r1"], host)
     assert host.of(Running)[1].wake == 4.0
+    host.clock.step(3600)
+    host.change("r1", run_state={"stepped": 3600.0})
+    TABLE.load(program.to_json()).connect(host.runs["r1"], host)
+    assert host.of(Running)[2].wake == 4.0
     host.clock.advance(5.0)
     TABLE.load(program.to_json()).connect(host.runs["r1"], host)
     assert host.of(Finished) == [Finished(State.SUCCESS)]

@@ -482,6 +482,11 @@ def test_a_stepped_wall_clock_does_not_touch_durations(sim: Sim) -> None:
     assert "timeout after 100 s" not in sim.log[run_id]
     sim.run_for(2)
     assert "timeout after 100 s" in sim.log[run_id]
+    sim.clock.step(-86400)
+    sim.kernel.stepped(-86400, sim.clock.wall())
+    sim.kernel.report(run_id, Finished(State.SUCCESS), sim.clock.wall(), sim.clock.boot())
+    sim.commit()
+    assert sim.rows[run_id].meta["elapsed"] == pytest.approx(101)
 
 
 def test_a_clock_set_back_makes_nothing_run_twice(sim: Sim) -> None:

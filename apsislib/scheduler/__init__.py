@@ -120,13 +120,19 @@ class Scheduler:
         self._gaps.add(start, end, reason)
 
     def stepped(self, delta: float, wall: float) -> None:
-        """The wall clock was set by `delta` seconds: ends of durations, stored by it, move along."""
+        """The wall clock was set by `delta` seconds: ends of durations, stored by it, move along.
+
+        What has been going on since before is not longer or shorter by that.
+        """
         self._gaps.stepped(delta)
         for run in list(self.runs.values()):
-            timers = (run.run_state or {}).get("timers")
-            if timers:
-                moved = {name: end + delta for name, end in timers.items()}
-                self._ledger.alter(run.but(run_state={**(run.run_state or {}), "timers": moved}))
+            state = dict(run.run_state or {})
+            if timers := state.get("timers"):
+                state["timers"] = {name: end + delta for name, end in timers.items()}
+            if run.state in (State.RUNNING, State.STOPPING):
+                state["stepped"] = state.get("stepped", 0.0) + delta
+            if state != (run.run_state or {}):
+                self._ledger.alter(run.but(run_state=state))
 
     def _ring(self, run_id: str, kind: Alarm, when: float, wall: float, boot: float) -> None:
         run = self.runs.get(run_id)

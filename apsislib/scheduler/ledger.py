@@ -18,7 +18,8 @@ from apsislib.scheduler.alarms import Alarms
 from apsislib.scheduler.waits import Outcomes, Waits
 from apsislib.states import ACTIVE, FINISHED, TRANSITIONS, WAITING, State
 
-OWN = ("timers", "timed_out", "signals", "stop_asked")  # what the kernel itself keeps in a run_state
+# What the kernel itself keeps in a run_state; "stepped": by how many seconds the clock was set since it runs.
+OWN = ("timers", "timed_out", "signals", "stop_asked", "stepped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,8 @@ class Ledger:
             if old is WAITING:
                 self.waits.leave(run_id)
             if "running" in times and old not in FINISHED:
-                meta = {**meta, "elapsed": round(max(0.0, wall - times["running"]), 6)}
+                took = wall - times["running"] - (run.run_state or {}).get("stepped", 0.0)
+                meta = {**meta, "elapsed": round(max(0.0, took), 6)}
             run_state = None
         else:
             if run_state is None:

@@ -55,7 +55,8 @@ def _restore(ledger: Ledger, waiting: Waiting, gaps: Gaps, run: Run, wall: float
         case State.STARTING | State.RUNNING | State.STOPPING:
             ledger.note(run, wall, "reconnecting")
             if run.state is State.RUNNING:
-                lateness.watch_long(alarms, run, boot - (wall - run.times.get("running", wall)))
+                stepped = (run.run_state or {}).get("stepped", 0.0)
+                lateness.watch_long(alarms, run, boot - (wall - run.times.get("running", wall) - stepped))
             if run.state is State.RUNNING and "stop" in run.times:
                 alarms.arm(run.run_id, Alarm.STOP, run.times["stop"])
             # Agents are let in later: that this one is away now is no news.

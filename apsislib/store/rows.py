@@ -176,7 +176,8 @@ def _is_state(run_state: dict[str, Any]) -> bool:
     return (
         (timers is None or (_is_numbers(timers) and _ALARMS.issuperset(timers)))
         and (signals is None or (type(signals) is list and _TEXT.issuperset(map(type, signals))))
-        and _NUMBER_OR_NONE.issuperset((type(run_state.get("timed_out")), type(run_state.get("heard"))))
+        and _NUMBER_OR_NONE.issuperset([type(run_state.get(name)) for name in ("timed_out", "heard")])
+        and type(run_state.get("stepped", 0.0)) in _NUMBER
     )
 
 
