@@ -31,13 +31,7 @@ from apsislib.scheduler.ledger import Ledger, keep
 from apsislib.states import ERROR, FINISHED, RUNNING, STARTING, State
 
 SIGKILL = 9
-_KEPT = (
-    "proc_id",
-    "conn_id",
-    "signals",
-    "timed_out",
-    "stop_asked",
-)  # of the run_state of a run that is given up
+_KEPT = ("proc_id", "conn_id", "signals", "timed_out", "stop_asked")  # of who is given up
 HELD_UP = 5.0  # s; what runs, or has an agent, later than this after it could begin is called late
 
 
