@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -152,6 +154,18 @@ def test_history_tells_outcome_and_duration_page_by_page(site: Installation) -> 
     assert get(site, "history", job_id="many", args="{}")["runs"] == []
     recent = get(site, "recent", job_id=["many", "no such job"])["jobs"]
     assert recent == {"many": whole["runs"][:20], "no such job": []}
+
+
+def test_a_row_that_cannot_be_read_does_not_end_the_history(site: Installation) -> None:
+    past(site, "torn", 300_000, [(State.SUCCESS, 1_900_000_000.0 + n, 1.0) for n in range(30)])
+    with closing(sqlite3.connect(site.store.path)) as db, db:
+        db.execute("UPDATE runs SET times = '{' WHERE number = 300027")
+    found, before = [], {}
+    while before != {"before": None}:
+        page = get(site, "history", job_id="torn", limit=5, **before)
+        found += [run[0] for run in page["runs"]]
+        before = {"before": page["next"]}
+    assert found == [f"r{300_000 + n}" for n in reversed(range(30)) if n != 27]
 
 
 def test_a_mark_changes_the_outcome_but_not_the_duration(site: Installation) -> None:

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +153,21 @@ def test_a_summary_begins_with_so_many_runs_only_and_all_that_are_unfinished(
         assert [run_id for run_id in found if run_id in made] == made[:9:-1]
         site.feed.publish([{"type": "agent_conn_delete", "conn_id": "x"}])
         assert receive(ws) == [{"type": "agent_conn_delete", "conn_id": "x"}]
+
+
+def test_a_row_that_cannot_be_read_hides_no_other_run_from_a_summary(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apsislib.live.summary.PAGE", 4)
+    made = list(site.post("/api/v1/runs?count=20", {"job_id": "noop"}).json()["runs"])
+    with closing(sqlite3.connect(site.store.path)) as db, db:
+        db.execute("UPDATE runs SET times = '{' WHERE number = ?", (int(made[-2][1:]),))
+    del made[-2]
+    with follow(site, "/summary?init") as ws:
+        site.feed.publish([GONE])
+        messages = until(ws, lambda m: m == GONE)
+        found = [m["run_summary"]["run_id"] for m in messages if m["type"] == "run_summary"]
+        assert [run_id for run_id in found if run_id in made] == made[::-1]
 
 
 def test_a_reload_tells_jobs_and_runs_that_came_and_went(site: Installation) -> None:

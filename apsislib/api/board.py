@@ -130,7 +130,7 @@ def _typical(reader: Reader, job_ids: Iterable[str]) -> dict[str, float]:
     for job_id in sorted(job_ids):
         took = [
             run.elapsed
-            for run in reader.past(job_id, None, None, TYPICAL)
+            for run in reader.past(job_id, None, None, TYPICAL)[0]
             if run.state is State.SUCCESS and run.elapsed is not None
         ]
         if took:

@@ -38,7 +38,7 @@ def recent(parts: Parts, request: Request) -> Response:
     if not 1 <= len(job_ids) <= JOBS:
         raise BadRequest(f"give from 1 to {JOBS} job_id, not {len(job_ids)}")
     with parts.store.read() as reader:
-        found = {job_id: reader.past(job_id, None, None, RECENT) for job_id in job_ids}
+        found = {job_id: reader.past(job_id, None, None, RECENT)[0] for job_id in job_ids}
     return ok({"jobs": {job_id: [past_shape(run) for run in runs] for job_id, runs in found.items()}})
 
 
@@ -46,8 +46,8 @@ def history(parts: Parts, request: Request) -> Response:
     job_id, limit = _job_id(request), parse_limit(request.one("limit"), 200, MOST)
     args = _args(request.one("args"))
     with parts.store.read() as reader:
-        runs = reader.past(job_id, args, _before(request), limit)
-    more = f"r{runs[-1].number}" if len(runs) == limit else None
+        runs, rest = reader.past(job_id, args, _before(request), limit)
+    more = None if rest is None else f"r{rest}"
     return ok({"runs": [past_shape(run) for run in runs], "next": more})
 
 

@@ -110,11 +110,10 @@ class Summary(Subscriber):
         while left > 0:
             # A transaction a page: none lasts as long as the sending.
             with self.live.store.read() as reader:
-                page = reader.runs(since=since, before=before, limit=min(PAGE, left), newest=True)
+                page, before = reader.newest(since, before, min(PAGE, left))
             yield from page
-            if len(page) < PAGE:
+            if before is None:
                 return
-            before = page[-1].number
             left -= len(page)
 
     def _send_all(self, messages: Iterable[bytes]) -> None:

@@ -36,8 +36,12 @@ class Past:
     elapsed: float | None
 
 
-def past(query: Query, job_id: str, args: str | None, before: int, limit: int) -> list[Past]:
-    """Up to `limit` finished runs of a job, or of an instance (`args` canonical), newest first."""
+def past(
+    query: Query, job_id: str, args: str | None, before: int, limit: int
+) -> tuple[list[Past], int | None]:
+    """(up to `limit` finished runs of a job, or of an instance (`args` canonical), newest first; the
+    `before` of the next page). None for the latter: there is no more.
+    """
     columns = "number, state, args, schedule, times, timestamp"
     if args is None:
         rows = query(
@@ -52,7 +56,8 @@ def past(query: Query, job_id: str, args: str | None, before: int, limit: int) -
         )
         every = [query(sql, (job_id, args, state.value, before, limit)) for state in FINISHED]
         rows = sorted((row for rows in every for row in rows), key=lambda row: -row[0])[:limit]
-    return list(read_past(rows))
+    # By the rows, not by what can be read of them: one that is damaged must not hide all before it.
+    return list(read_past(rows)), rows[-1][0] if len(rows) == limit else None
 
 
 def read_past(rows: Iterable[Sequence[Any]]) -> Iterator[Past]:

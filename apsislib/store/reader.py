@@ -113,13 +113,15 @@ class Reader:
         To page, give the number of the last run seen as `before` (newest first) or `after`.
         """
         filters = self._filters(run_ids, job_id, states, args, exact_args, since, until, after, before)
-        rows = [
-            row
-            for index, conditions in self._walks(filters, newest)
-            for row in self._select(index, conditions, limit, newest)
-        ]
-        rows.sort(key=lambda row: row[0], reverse=newest)
-        return self._readable("runs", rows if limit is None else rows[:limit], from_row)
+        return self._readable("runs", self._rows(filters, limit, newest), from_row)
+
+    def newest(self, since: float | None, before: int | None, limit: int) -> tuple[list[Run], int | None]:
+        """(up to `limit` runs whose latest transition is not before `since`, newest first; the `before` of
+        the next page). None for the latter: there is no more. A page may hold fewer: some can't be read.
+        """
+        filters = self._filters(None, None, None, None, None, since, None, None, before)
+        rows = self._rows(filters, limit, True)
+        return self._readable("runs", rows, from_row), rows[-1][0] if len(rows) == limit else None
 
     def count(
         self,
@@ -227,6 +229,15 @@ class Reader:
             return [("runs_timestamp", filters)]
         return [(None, filters)]
 
+    def _rows(self, filters: list[Filter], limit: int | None, newest: bool) -> list[Any]:
+        rows = [
+            row
+            for index, conditions in self._walks(filters, newest)
+            for row in self._select(index, conditions, limit, newest)
+        ]
+        rows.sort(key=lambda row: row[0], reverse=newest)
+        return rows if limit is None else rows[:limit]
+
     def _select(self, index: str | None, filters: list[Filter], limit: int | None, newest: bool) -> list[Any]:
         where, values = _where(filters)
         order = "DESC" if newest else "ASC"
@@ -271,8 +282,10 @@ class Reader:
         found: float | None = self._all(sql, (job_id, RECENT, State.SUCCESS.value))[0][0]
         return found
 
-    def past(self, job_id: str, args: Args | None, before: int | None, limit: int) -> list[history.Past]:
-        """How a job's runs ended, or those of an instance, newest first; `before`: a run number."""
+    def past(
+        self, job_id: str, args: Args | None, before: int | None, limit: int
+    ) -> tuple[list[history.Past], int | None]:
+        """(how a job's runs ended, or those of an instance, newest first; the `before` of the next page)."""
         key = None if args is None else canonical(args)
         return history.past(self._all, job_id, key, LAST if before is None else before, limit)
 
