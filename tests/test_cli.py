@@ -8,10 +8,12 @@ import pty
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -716,6 +718,35 @@ def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Serv
     shown = watch.communicate(timeout=60)[0]
     told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
     assert "reconnecting" in told and told[-1] == "success"
+
+
+def test_a_watch_misses_and_repeats_no_line_though_the_clock_was_set_back_meanwhile(
+    own: Server, fifo: Fifo
+) -> None:
+    run_id = made(own, "schedule", "now", "echo", f"fifo={fifo.path}")
+    fifo.open()
+    own.until(run_id, "running")
+    watch = own.spawn(*DEBUG, "watch", run_id)
+    following(watch)
+    watch.send_signal(signal.SIGSTOP)
+    own.kill()
+    before = len(own_log(own, run_id, ahead=3600))
+    own.start()
+    fifo.close()
+    own.until(run_id, *ENDS)
+    watch.send_signal(signal.SIGCONT)
+    shown = watch.communicate(timeout=60)[0]
+    told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
+    assert told == own.messages(run_id)[before:] and "success" in told
+
+
+def own_log(server: Server, run_id: str, ahead: float) -> list[str]:
+    """The log of a run while no server runs, as if it had been written by a clock that was ahead, in s."""
+    number = int(run_id[1:])
+    with closing(sqlite3.connect(server.directory / "apsis.db")) as db, db:
+        db.execute("UPDATE log SET time = time + ? WHERE number = ?", (ahead, number))
+        found = db.execute("SELECT message FROM log WHERE number = ? ORDER BY seq", (number,))
+        return [text for (text,) in found]
 
 
 def test_patience_with_a_server_that_does_not_come_back_ends(

@@ -119,7 +119,6 @@ def updates(client: Client, run_id: str) -> Iterator[tuple[str, Any]]:
         # Of several that come together the run is the last: who has seen its end looks no further.
         for name, part in sorted(parts.items(), key=lambda item: item[0] == "run" and lines >= 0):
             if name == "run_log" and lines >= 0:
-                part.sort(key=lambda entry: entry["timestamp"])
                 for entry in part[lines:]:
                     yield "run_log_append", entry
                 lines = max(lines, len(part))
