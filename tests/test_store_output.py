@@ -19,7 +19,7 @@ from apsislib.clock import Deadline
 from apsislib.errors import ApsisError
 from apsislib.runs import Forget, Output, Save
 from apsislib.states import State
-from apsislib.store import Chunk, Grew, files, outputs
+from apsislib.store import Chunk, Grew, Version, files, outputs
 from apsislib.store.backlog import Backlog
 from apsislib.store.batches import write
 from apsislib.store.records import Written
@@ -285,6 +285,20 @@ with store.read() as reader:
 store.close()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
 """
+
+
+def test_an_output_that_is_deleted_while_it_is_read_ends_and_is_not_called_damaged(tmp_path):
+    with opened(tmp_path / "apsis.db") as (store, told):
+        put(store, Save(a_run(1)))
+        data = random.Random(2).randbytes(5_000_000)  # such large ones are freed bit by bit
+        store.put_output("r1", "output", 0, data)
+        drained(store, told, "r1", len(data))
+        with store.read() as reader:
+            pieces = reader.output("r1", "output")
+            next(pieces)
+            store.wait(store.delete_runs([Version("r1", a_run(1).rev)]))
+            store.wait(store.sweep(100))
+            assert list(pieces) == []
 
 
 def test_a_large_output_costs_little_memory_on_its_way_in_and_out(tmp_path):

@@ -294,10 +294,14 @@ def _pack_output(reader: Reader, run_id: str, info: OutputInfo) -> _Output:
     packer = zlib.compressobj(6, wbits=31)
     spool: Any = tempfile.SpooledTemporaryFile(SPOOL)  # noqa: SIM115 - closed by its owner
     try:
+        count = 0
         for piece in reader.output(run_id, info.output_id, 0, info.length):
+            count += len(piece)
             spool.write(packer.compress(piece) if compress else piece)
         if compress:
             spool.write(packer.flush())
+        if count != info.length:
+            raise ApsisError(f"output {info.output_id} is no more")
         size = spool.tell()
         if size > LARGEST:
             raise ApsisError(f"output {info.output_id} takes {size} bytes: more than an archive holds")

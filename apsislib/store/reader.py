@@ -401,7 +401,8 @@ class Reader:
     def output(self, run_id: str, output_id: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Bytes start .. stop (the end as it is now) of an output, in pieces of at most 256 KiB.
 
-        Nothing where there is no such output. ApsisError: its bytes are damaged.
+        Nothing where there is no such output, or from where its run is deleted. ApsisError: its bytes are
+        damaged.
         """
         sql = "SELECT id, length FROM outputs WHERE number = ? AND output_id = ?"
         rows = self._all(sql, (run_number(run_id), output_id))
@@ -416,6 +417,8 @@ class Reader:
             except zlib.error:
                 found = None
             if found is None:
+                if not self._all(sql, (run_number(run_id), output_id)):
+                    return  # its run was archived, or deleted, meanwhile: that is no damage
                 raise ApsisError(f"output {output_id} of {run_id} is damaged at byte {position}")
             first, data = found
             piece = data[position - first : end - first]
