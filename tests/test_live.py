@@ -391,6 +391,17 @@ def test_the_output_command_waits_for_the_end_of_what_a_run_that_has_ended_print
         assert command.communicate(timeout=60) == (b"one two 3\n", b"") and command.returncode == 0
 
 
+def test_to_follow_an_output_that_is_damaged_ends_with_a_sentence(site: Installation) -> None:
+    run_id = site.make("noop")["run_id"]
+    site.print(run_id, [b"0123456789" * 100])
+    with closing(sqlite3.connect(site.store.path)) as db, db:
+        db.execute("UPDATE chunks SET data = x'00'")
+    argv = [sys.executable, APSIS, "--port", str(site.port), "output", "-f", run_id]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"output output of {run_id} is damaged at byte 0" in done.stderr
+
+
 def test_without_a_start_only_new_output_is_told(site: Installation) -> None:
     run_id = running(site)
     site.print(run_id, [b"old"])

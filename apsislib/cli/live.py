@@ -33,16 +33,37 @@ def messages(client: Client, path: Callable[[], tuple[tuple[str, ...], str]]) ->
     continues where what was received ends.
     """
     met = False
+    patience, pauses = Deadline(PATIENCE), iter(PAUSES)  # with a server that answers and tells nothing
+    pause = next(pauses)
     while True:
         connection = _connect(client, path, patient=met)
         met = True
+        count = 0
         try:
-            closed = yield from _received(connection)
+            received = _received(connection)
+            while True:
+                try:
+                    message = next(received)
+                except StopIteration as end:
+                    closed: sockets.Closed = end.value
+                    break
+                count += 1
+                yield message
         finally:
             connection.abort()
         if closed.why == "peer" and closed.code == sockets.NORMAL:
             return
         log.debug("stream of %s lost: %s %s", client.address, closed.code, closed.reason)
+        if closed.why == "peer" and closed.code == sockets.FAILED:
+            raise Trouble(f"{client.address} can't go on: {closed.reason}")
+        if count:
+            patience, pauses = Deadline(PATIENCE), iter(PAUSES)
+            pause = next(pauses)
+            continue
+        if patience.passed():
+            raise Trouble(f"{closed.reason or 'nothing is told'}, for {PATIENCE:g} s; try again later")
+        Event().wait(pause)
+        pause = next(pauses, pause)
 
 
 def _connect(

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from apsislib import sockets
 from apsislib.clock import Clock, Deadline
-from apsislib.errors import ApsisError, NotFound
+from apsislib.errors import ApsisError, NotFound, Unavailable
 from apsislib.feeds import Feed
 from apsislib.jobs import JobSet
 from apsislib.runs import Json, Run
@@ -85,8 +85,10 @@ class Subscriber:
             self.close(TRY_AGAIN, "too slow")
         except NotFound:
             self.close(sockets.NORMAL, "no such run")
-        except ApsisError as error:
+        except Unavailable as error:
             self.close(TRY_AGAIN, str(error)[:100])
+        except ApsisError as error:
+            self.close(sockets.FAILED, str(error)[:100])  # which to come back does not mend
         finally:
             self.leave()
 

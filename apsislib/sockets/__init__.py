@@ -9,6 +9,7 @@ OpenSSL demands.
 from apsislib.sockets.connection import MAX_PENDING, Connection
 from apsislib.sockets.events import (
     ABNORMAL,
+    FAILED,
     GOING_AWAY,
     NORMAL,
     POLICY,
@@ -28,6 +29,7 @@ from apsislib.sockets.strangers import Strangers
 
 __all__ = [
     "ABNORMAL",
+    "FAILED",
     "GOING_AWAY",
     "HANDSHAKE_TIMEOUT",
     "MAX_CONNECTIONS",

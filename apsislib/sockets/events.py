@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 # Close codes, RFC 6455 section 7.4.
-NORMAL, GOING_AWAY, UNSUPPORTED, ABNORMAL, POLICY, TOO_BIG = 1000, 1001, 1003, 1006, 1008, 1009
+NORMAL, GOING_AWAY, UNSUPPORTED, ABNORMAL, POLICY, TOO_BIG, FAILED = 1000, 1001, 1003, 1006, 1008, 1009, 1011
 
 
 class Full(ConnectionError):
