@@ -14,7 +14,7 @@ from typing import Any
 
 from apsislib.clock import Clock
 from apsislib.runs import Run
-from apsislib.store import Archive, Reader, Store, Version
+from apsislib.store import CANT_READ, Archive, Reader, Store, Version
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +125,11 @@ class Upkeep:
                 after = found[-1]
                 taken += len(found)
                 in_chunk += len(found)
-                runs = self._settled(reader.runs(run_ids=[f"r{number}" for _, number in found]), done)
+                run_ids = [f"r{number}" for _, number in found]
+                readable = reader.runs(run_ids=run_ids)
+                for run_id in {*run_ids} - {run.run_id for run in readable}:
+                    done.left[run_id] = CANT_READ
+                runs = self._settled(readable, done)
                 read = self._clock.monotonic()
                 done.seconds["get runs"] += read - start
                 self._retire_step(reader, runs, archive, done)

@@ -201,6 +201,16 @@ def test_a_run_that_changes_while_it_is_copied_stays(store, tmp_path, monkeypatc
     assert describe(done) == ["1 runs stay (r1): it changed meanwhile"]
 
 
+@pytest.mark.parametrize("to", ["archive.db", None])
+def test_a_run_whose_row_cannot_be_read_stays_and_is_said_to(store, tmp_path, to):
+    fill(store, range(1, 6))
+    with closing(sqlite3.connect(store.path)) as db, db:
+        db.execute("UPDATE runs SET times = '{' WHERE number = 3")
+    done = Upkeep(store, WallClock()).retire(ALL, 100, to and tmp_path / to)
+    assert done.left == {"r3": "its row can't be read"} and done.runs == 4
+    assert describe(done) == ["1 runs stay (r3): its row can't be read"]
+
+
 def test_a_run_is_never_written_over_another_of_its_id(store, tmp_path):
     fill(store, range(1, 2), job_id="other")
     retire(store, tmp_path / "archive.db")
