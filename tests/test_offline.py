@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import pty
+import sqlite3
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,54 @@ def test_old_runs_are_archived_purged_and_looked_up(server: Server, tmp_path: Pa
     assert (deleted.returncode, deleted.stdout) == (0, "2 runs deleted\n"), deleted.stderr
     smaller = server.command("vacuum", *here)
     assert smaller.returncode == 0 and " bytes after\n" in smaller.stdout, smaller.stderr
+
+
+def test_what_is_damaged_in_an_archive_is_said_and_the_rest_is_shown(server: Server, tmp_path: Path) -> None:
+    database, archive = tmp_path / "apsis.db", tmp_path / "old.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    moved = server.command("archive", "-d", str(database), "--age", "0", "--path", str(archive))
+    assert moved.returncode == 0, moved.stderr
+    with closing(sqlite3.connect(archive)) as db, db:
+        db.execute("UPDATE runs SET args = '{' WHERE run_id = 'r2'")
+        db.execute("UPDATE runs SET timestamp = 'soon' WHERE run_id = 'r3'")
+    listed = server.command("archive", "query", str(archive))
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["r1", "r4"]
+    assert [line.partition(": its")[0] for line in listed.stderr.splitlines()] == [
+        f"{archive}: r2",
+        f"{archive}: r3",
+    ]
+    assert listed.returncode == 1 and "its row can't be read" in listed.stderr
+    data = bytearray(archive.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    archive.write_bytes(data)
+    for more in ((), ("-r", "r1", "--output")):
+        torn = server.command("archive", "query", str(archive), *more)
+        assert torn.returncode == 1 and torn.stderr.startswith(f"error: archive {archive}: "), torn.stderr
+
+
+def test_a_run_that_can_only_be_repaired_is_said_to_stay(server: Server, tmp_path: Path) -> None:
+    database = tmp_path / "apsis.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    with closing(sqlite3.connect(database)) as db, db:
+        db.execute("UPDATE runs SET times = '{' WHERE number = 2")
+    done = server.command("purge", "-d", str(database), "--age", "0")
+    assert (done.returncode, done.stdout) == (1, "3 runs deleted\n")
+    assert "1 runs stay (r2): its row can't be read\n" in done.stderr
+
+
+def test_a_disk_that_refuses_ends_a_command_with_a_sentence(server: Server, tmp_path: Path) -> None:
+    database = tmp_path / "apsis.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    said = subprocess.run(
+        ["/bin/sh", "-c", 'ulimit -f 16; exec "$@"', "sh", *server.argv("purge", "-d", str(database))]
+        + ["--age", "0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert said.returncode == 1 and said.stdout == "", said.stderr
+    assert "error: not on disk yet: " in said.stderr or "error: database " in said.stderr, said.stderr
+    assert server.command("purge", "-d", str(database), "--age", "0").stdout == "4 runs deleted\n"
 
 
 def test_on_a_terminal_there_is_a_progress_bar(server: Server, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apsislib import config as configs
-from apsislib.clock import Clock, WallClock
+from apsislib.clock import Clock, Deadline, WallClock
 from apsislib.errors import BadRequest
 from apsislib.offline.progress import Progress
 from apsislib.runs import instance
@@ -20,6 +20,8 @@ from apsislib.store import archive as archives
 from apsislib.store import vacuum as sizes
 from apsislib.times import format_time, parse_duration
 from apsislib.upkeep import Upkeep, describe
+
+PATIENCE = 5.0  # s for the database to be closed
 
 
 def archive(args: argparse.Namespace) -> int:
@@ -88,7 +90,15 @@ def query(args: argparse.Namespace) -> int:
         for piece in archives.output(args.path, args.run_id):
             sys.stdout.buffer.write(piece)
         return 0
-    runs = archives.query(args.path, run_id=args.run_id, job_id=args.job, state=args.state, limit=args.limit)
+    wrong: list[str] = []
+    runs = archives.query(
+        args.path,
+        run_id=args.run_id,
+        job_id=args.job,
+        state=args.state,
+        limit=args.limit,
+        unreadable=wrong,
+    )
     for run in runs:
         log = archives.history(args.path, run.run_id) if args.run_id is not None else []
         if args.format == "json":
@@ -107,7 +117,9 @@ def query(args: argparse.Namespace) -> int:
         print(run.run_id, run.state.value, format_time(run.timestamp), instance(run.job_id, run.args))
         for time, text in log:
             print(" ", format_time(time), text)
-    return 0
+    for line in wrong:
+        print(f"{args.path}: {line}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _database(args: argparse.Namespace) -> Path:
@@ -126,7 +138,8 @@ def _opened(args: argparse.Namespace, clock: Clock) -> Iterator[Store]:
     try:
         yield store
     finally:
-        store.close()
+        # What was to be written has been waited for. Should the disk refuse it, that was said.
+        store.close(Deadline(PATIENCE, clock))
 
 
 def _duration(text: str) -> float:

@@ -13,7 +13,7 @@ import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
@@ -23,10 +23,11 @@ from apsislib.errors import ApsisError
 from apsislib.runs import Run, canonical, run_number
 from apsislib.states import State
 from apsislib.store import files
+from apsislib.store.damage import CANT_READ, UNREADABLE
 from apsislib.store.outputs import PIECE, unpacked
 from apsislib.store.reader import Reader
 from apsislib.store.records import Copied, OutputInfo, Version
-from apsislib.store.rows import dump
+from apsislib.store.rows import dump, is_instant
 from apsislib.times import format_instant
 
 TABLES = """
@@ -338,8 +339,12 @@ def query(
     since: float | None = None,
     until: float | None = None,
     limit: int | None = None,
+    unreadable: list[str] | None = None,
 ) -> list[ArchivedRun]:
-    """The newest archived runs that pass every filter, oldest first. ApsisError: it is no archive."""
+    """The newest archived runs that pass every filter, oldest first, but for those that can't be read.
+
+    These are added to `unreadable`, a line each. ApsisError: it is no archive, or damaged.
+    """
     tests = {
         "run_id = ?": run_id,
         "job_id = ?": job_id,
@@ -349,18 +354,27 @@ def query(
     }
     where = " AND ".join(["1", *(test for test, value in tests.items() if value is not None)])
     values = [value for value in tests.values() if value is not None]
-    with closing(_open(path)) as db:
+    with _opened(path) as db:
+        db.text_factory = lambda text: text.decode("utf-8", "surrogateescape")
         rows = db.execute(
             "SELECT run_id, job_id, args, state, timestamp, times, meta, program FROM runs"
             f" WHERE {where} ORDER BY rowid DESC LIMIT ?",
             (*values, -1 if limit is None else limit),
         ).fetchall()
-    return [_archived(row) for row in reversed(rows)]
+    found = []
+    for row in reversed(rows):
+        try:
+            found.append(_archived(row))
+        except UNREADABLE as error:
+            if unreadable is not None:
+                unreadable.append(f"{row[0]}: {CANT_READ}: {error}")
+    return found
 
 
 def history(path: Path, run_id: str) -> list[tuple[float, str]]:
-    """The run's log: (instant, message)."""
-    with closing(_open(path)) as db:
+    """The run's log: (instant, message). ApsisError: it is no archive, or damaged."""
+    with _opened(path) as db:
+        db.text_factory = lambda text: text.decode("utf-8", "replace")
         return db.execute(
             "SELECT timestamp, message FROM run_history WHERE run_id = ? ORDER BY rowid", (run_id,)
         ).fetchall()
@@ -368,7 +382,7 @@ def history(path: Path, run_id: str) -> list[tuple[float, str]]:
 
 def output(path: Path, run_id: str, output_id: str = "output") -> Iterator[bytes]:
     """The bytes of an output, piece by piece. ApsisError: there is none, or it can't be unpacked."""
-    with closing(_open(path)) as db:
+    with _opened(path) as db:
         row = db.execute(
             "SELECT rowid, compression FROM output WHERE run_id = ? AND output_id = ?", (run_id, output_id)
         ).fetchone()
@@ -377,6 +391,16 @@ def output(path: Path, run_id: str, output_id: str = "output") -> Iterator[bytes
         rowid, compression = row
         with db.blobopen("output", "data", rowid, readonly=True) as blob:
             yield from unpacked(iter(lambda: blob.read(PIECE), b""), compression)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Connection]:
+    """The archive, for reading. ApsisError: it is none, or what is wrong with the file."""
+    with closing(_open(path)) as db:
+        try:
+            yield db
+        except sqlite3.Error as error:
+            raise ApsisError(_explain(path, error)) from error
 
 
 def _open(path: Path) -> Connection:
@@ -398,14 +422,13 @@ def _open(path: Path) -> Connection:
 
 
 def _archived(row: tuple[Any, ...]) -> ArchivedRun:
+    """ValueError, TypeError: the row is damaged."""
     run_id, job_id, args, state, timestamp, times, meta, program = row
+    texts = args, times, meta, "{}" if program is None else program
+    found = [json.loads(text) for text in texts]
+    if not all(isinstance(one, dict) for one in found) or not is_instant(timestamp):
+        raise ValueError("it is not what a run is")
+    args, times, meta, bound = found
     return ArchivedRun(
-        run_id,
-        job_id,
-        json.loads(args),
-        State(state),
-        timestamp,
-        json.loads(times),
-        json.loads(meta),
-        None if program is None else json.loads(program),
+        run_id, job_id, args, State(state), timestamp, times, meta, None if program is None else bound
     )
