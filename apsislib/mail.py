@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import smtplib
 import ssl
+from contextlib import suppress
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 
 from apsislib.config.keys import Smtp
+from apsislib.errors import ApsisError, Unavailable
 from apsislib.extensions import Snapshot
 from apsislib.runs import Json, instance, stamp
 
@@ -32,7 +34,13 @@ def compose(action: Json, subject: str | None, run: Snapshot) -> EmailMessage:
     if run.labels:
         lines.append(f"labels: {', '.join(run.labels)}")
     lines += ["", *(f"{stamp(time)} {text}" for time, text in run.log())]
-    output = run.output(TAIL)
+    try:
+        output = run.output(TAIL)
+    except Unavailable:
+        raise
+    except ApsisError as error:  # its bytes are damaged; that the run failed is to be told all the same
+        output = b""
+        lines += ["", str(error)]
     if output:
         head = "output:" if len(output) < TAIL else f"the last {TAIL} bytes of output:"
         lines += ["", head, output.decode("utf-8", "replace")]
@@ -40,8 +48,11 @@ def compose(action: Json, subject: str | None, run: Snapshot) -> EmailMessage:
     return message
 
 
-def send(smtp: Smtp, message: EmailMessage) -> None:
-    """Hand a message over to the mail server. Raises OSError and smtplib's errors."""
+def send(smtp: Smtp, message: EmailMessage) -> dict[str, str]:
+    """Hand a message over to the mail server: why it refuses some of the addresses.
+
+    Raises OSError and smtplib's errors: nobody gets it.
+    """
     if smtp.ssl == "on":
         context = ssl.create_default_context()
         server: smtplib.SMTP = smtplib.SMTP_SSL(smtp.host, smtp.port, timeout=PATIENCE, context=context)
@@ -49,9 +60,14 @@ def send(smtp: Smtp, message: EmailMessage) -> None:
         server = smtplib.SMTP(
             smtp.host, smtp.port or (587 if smtp.ssl == "starttls" else 25), timeout=PATIENCE
         )
-    with server:
+    try:
         if smtp.ssl == "starttls":
             server.starttls(context=ssl.create_default_context())
         if smtp.auth is not None:
             server.login(smtp.auth.username, smtp.auth.password)
-        server.send_message(message)
+        refused = server.send_message(message)
+        with suppress(smtplib.SMTPException):  # it is on its way, however we part
+            server.quit()
+    finally:
+        server.close()
+    return {to: f"{code} {text.decode('utf-8', 'replace')}" for to, (code, text) in refused.items()}

@@ -12,12 +12,13 @@ import logging
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import parseaddr
 from typing import Any
 
 from apsislib import conditions, extensions, mail, templates
 from apsislib.conditions import BoundOwn, Verdict
 from apsislib.config.keys import Smtp
-from apsislib.errors import BadRequest
+from apsislib.errors import ApsisError, BadRequest
 from apsislib.extensions import Snapshot
 from apsislib.runs import Args, Check, Job, Owe, Run
 from apsislib.states import State
@@ -64,7 +65,11 @@ class Outside:
         if action.get("type") == "email":
             subject = action.get("subject")
             message = mail.compose(action, subject and expand(subject), snapshot)
-            mail.send(self._smtp, message)
+            refused = mail.send(self._smtp, message)
+            if refused:
+                sent = ", ".join(to for to in action["to"] if parseaddr(to)[1] not in refused)
+                whom = "; ".join(f"{to}: {why}" for to, why in refused.items())
+                raise ApsisError(f"sent e-mail to {sent}, but the mail server refused {whom}")
             return f"action sent e-mail to {', '.join(action['to'])}"
         if "." not in str(action.get("type")):
             raise BadRequest(f"unknown action type: {action.get('type')}")

@@ -6,8 +6,10 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -19,11 +21,15 @@ import requests
 from aiosmtpd.controller import Controller
 from server import ENDS, ROOT, Server
 from sim import Sim
+from storing import a_run, opened, put
 
 from apsislib import actions, conditions
 from apsislib.conditions import HOLDS, Const, MaxRunning, Verdict
+from apsislib.config.keys import Smtp
 from apsislib.errors import FieldError
 from apsislib.extensions import OwnCondition, check, parse_condition
+from apsislib.outside import Outside
+from apsislib.runs import Note, Output, Owe, Save
 from apsislib.scheduler import Settings
 from apsislib.states import State
 
@@ -267,6 +273,14 @@ class Inbox:
     def __init__(self) -> None:
         self.messages: Queue[tuple[list[str], EmailMessage]] = Queue()
 
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Any, address: str, options: list[str]
+    ) -> str:
+        if address == "moved@example.com":
+            return "550 has left us"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         if "refused@example.com" in envelope.rcpt_tos:
             return "550 no such user"
@@ -337,6 +351,9 @@ JOBS = {
     "action:\n- {type: email, to: ops@example.com, from: apsis@example.com, if: {states: failure}}\n"
     "- {type: email, to: [a@example.com, b@example.com], from: apsis@example.com, subject: 'for {{ to }}',\n"
     "   if: {states: failure}}\n",
+    "partly": "program: {type: no-op}\n"
+    "action: {type: email, to: [moved@example.com, c@example.com], from: a@example.com,\n"
+    "  if: {states: success}}\n",
     "refused": "program: {type: no-op}\n"
     "action: {type: email, to: refused@example.com, from: a@example.com, if: {states: success}}\n",
 }
@@ -466,6 +483,36 @@ def test_a_mail_server_that_refuses_is_said_in_the_log(server: Server) -> None:
     messages = until_logged(server, run_id, "error: action")
     assert "no such user" in messages[-1]
     assert server.run(run_id)["state"] == "success"
+
+
+def test_of_several_addresses_those_that_are_refused_are_said_in_the_log(
+    server: Server, inbox: tuple[Inbox, int]
+) -> None:
+    run_id = server.schedule({"job_id": "partly"})
+    messages = until_logged(server, run_id, "action")
+    assert inbox[0].messages.get(timeout=60)[0] == ["c@example.com"]
+    assert messages[-1] == (
+        "error: action: sent e-mail to c@example.com, but the mail server refused moved@example.com:"
+        " 550 has left us"
+    )
+
+
+def test_an_output_that_is_damaged_keeps_no_email_from_being_sent(
+    tmp_path: Path, inbox: tuple[Inbox, int]
+) -> None:
+    run = a_run(1, state=State.FAILURE)
+    with opened(tmp_path / "apsis.db") as (store, _):
+        put(store, Save(run), Note("r1", 1e9, "failure: exit 3"), Output("r1", b"out of luck\n" * 100))
+        with closing(sqlite3.connect(store.path)) as db, db:
+            db.execute("UPDATE chunks SET data = x'00'")
+        outside = Outside(
+            store, Smtp(host="127.0.0.1", port=inbox[1]), lambda name: None, lambda job_id: None, lambda j: ()
+        )
+        action = {"type": "email", "to": ["ops@example.com"], "from": "apsis@example.com"}
+        said = outside.act(Owe("r1/0/failure", run, action))
+    assert said == "action sent e-mail to ops@example.com"
+    text = inbox[0].messages.get(timeout=60)[1].get_content()
+    assert "failure: exit 3" in text and "output of r1 is damaged at byte 0" in text
 
 
 def test_a_reload_knows_the_same_classes(server: Server) -> None:
