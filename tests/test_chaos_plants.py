@@ -95,6 +95,10 @@ def a_part_of_an_output_is_on_disk(world: World) -> bool:
     return bool(world.query(going))
 
 
+def a_verdict_is_on_disk(world: World) -> bool:
+    return bool(world.query("SELECT 1 FROM runs WHERE state = 'success'"))
+
+
 @pytest.mark.timeout(300)
 def test_launch_before_commit(tmp_path: Path) -> None:
     kill = kill_when(a_program_runs_that_is_not_on_disk)
@@ -125,6 +129,12 @@ def test_slot_kept(tmp_path: Path) -> None:
 @pytest.mark.timeout(300)
 def test_output_offset_reset(tmp_path: Path) -> None:
     verdict = play(tmp_path, kill_when(a_part_of_an_output_is_on_disk), ("slow",), "offset_reset")
+    assert any("its output is" in text for text in verdict.untrue)
+
+
+@pytest.mark.timeout(300)
+def test_verdict_before_output(tmp_path: Path) -> None:
+    verdict = play(tmp_path, kill_when(a_verdict_is_on_disk), ("loud",), "verdict_before_output", SLOW)
     assert any("its output is" in text for text in verdict.untrue)
 
 

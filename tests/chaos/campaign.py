@@ -20,6 +20,7 @@ from chaos.world import PATIENCE, World
 
 PROGRAM = Path(__file__).resolve().parent / "program.py"
 RECONNECT = 12.0  # seconds that an agent may be away
+WIDE, WIDTH = 300, 8_000  # lines of so many characters: some megabytes, more than one transaction takes
 UNFINISHED = "state NOT IN ('success', 'failure', 'error', 'skipped')"
 
 
@@ -27,15 +28,17 @@ def job(
     path: Path,
     seconds: float,
     lines: int,
-    code: int = 0,
+    code: int | str = 0,
     schedule: str = "",
     program: str = "",
     more: str = "",
     param: str = "schedule_time",
+    width: int = 0,
 ) -> str:
     """A job's file. Its program writes to the ledger at `path`."""
     shown = f"{{{{ {param} }}}}" if param else "-"
-    argv = [sys.executable, "-I", "-S", str(PROGRAM), str(path), shown, str(seconds), str(lines), str(code)]
+    argv = [sys.executable, "-I", "-S", str(PROGRAM), str(path), shown]
+    argv += map(str, (seconds, lines, code, width))
     text = f"params: [{param}]\n" if param else ""
     if schedule:
         text += f"schedule: {schedule}\n"
@@ -52,9 +55,10 @@ def jobs(path: Path, every_busy: int = 12, over: int = 60) -> tuple[dict[str, st
 
     Those that queue up (`narrow` and `busy`, the latter every so many seconds) leave room for faults: a
     slot whose holder's agent is away is not free. `over`: seconds that a program would take which its timeout
-    is to kill; as long as no server may be there to do that.
+    or stop is to kill; as long as no server may be there to do that.
     """
-    stop = f"{{start: {every(3)}, stop: {{type: duration, duration: 2}}}}"
+    stop = "{{start: {}, stop: {{type: duration, duration: 2}}}}".format
+    kill = "  stop: {grace_period: 3}\n"
     files = {
         "quick": job(path, 0.05, 3, schedule=every(1)),
         "slow": job(path, 3, 6, schedule=every(2)),
@@ -72,7 +76,9 @@ def jobs(path: Path, every_busy: int = 12, over: int = 60) -> tuple[dict[str, st
         ),
         "first": job(path, 0.1, 3, schedule=every(3), more="successors: after\n"),
         "after": job(path, 0.1, 3),
-        "halted": job(path, 30, 60, schedule=stop),
+        "halted": job(path, 30, 60, schedule=stop(every(3))),
+        "deaf": job(path, over, over, "deaf", stop(every(6)), kill),
+        "loud": job(path, 0.3, WIDE, schedule=every(12), width=WIDTH),
         "over": job(
             path, over, over, schedule=every(5), program="  timeout: {duration: 1.5, signal: SIGKILL}\n"
         ),
@@ -87,6 +93,8 @@ def jobs(path: Path, every_busy: int = 12, over: int = 60) -> tuple[dict[str, st
         "first": Expected(3, successor="after"),
         "after": Expected(None),
         "halted": Expected(3, ("success", "failure"), 60, cut=True),
+        "deaf": Expected(6, ("failure",), over, cut=True),
+        "loud": Expected(12, lines=WIDE, width=WIDTH),
         "over": Expected(5, ("failure",), over, cut=True),
         "long": Expected(4, lines=12),
     }

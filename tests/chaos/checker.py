@@ -49,6 +49,7 @@ class Expected:
     interval: int | None  # seconds between occurrences; None: it has no schedule
     ends: tuple[str, ...] = ("success",)
     lines: int = 3  # of output, if it is not cut short
+    width: int = 0  # characters that each line has beyond its number
     cut: bool = False  # it is ended by a signal: stopped, or killed by its timeout
     successor: str | None = None  # the job that each success schedules
 
@@ -297,9 +298,12 @@ class _Judge:
     def _late_verdict(self, verdict: Verdict) -> None:
         """Its agent lives, and knows how it ended: the log says so, and the record offers it."""
         end, offered = self.end, self.record.meta.get("late_verdict")
-        if end is None or self.orphan or "given_up" not in self.record.meta:
+        if self.begin is None or self.orphan or "given_up" not in self.record.meta:
             return
-        state = "success" if end.code in ("0", "stopped") else "failure"
+        # Who has written no end was killed: by nobody else than the server.
+        state = "success" if end is not None and end.code in ("0", "stopped") else "failure"
+        if end is None and not self.expected.cut:
+            verdict.untrue.append(self._say("its program has not come to its end"))
         told = any(line.startswith(f"late verdict: {state}") for line in self.record.log)
         if offered is None or offered["state"] != state or not told:
             verdict.untrue.append(self._say(f"the late verdict is {offered}, not {state}"))
@@ -310,7 +314,8 @@ class _Judge:
     def _output(self, verdict: Verdict) -> None:
         record, end = self.record, self.end
         printed = end.printed if end is not None else self.expected.lines
-        whole = b"".join(b"%s %d\n" % (record.run_id.encode(), n) for n in range(printed))
+        rest = b" " + b"x" * self.expected.width if self.expected.width else b""
+        whole = b"".join(b"%s %d%s\n" % (record.run_id.encode(), n, rest) for n in range(printed))
         if self.begin is None:
             whole = b""
         complete = end is not None and record.state in ("success", "failure")
@@ -330,7 +335,7 @@ class _Judge:
 def owes_verdict(record: Record, acts: Acts, history: History) -> bool:
     """Whether the agent of a run that was given up has still to tell how its program ended."""
     waits = "given_up" in record.meta and "late_verdict" not in record.meta
-    return waits and bool(acts.ends) and acts.begins[0].agent not in history.killed
+    return waits and bool(acts.begins) and acts.begins[0].agent not in history.killed
 
 
 def _called(record: Record) -> list[str]:

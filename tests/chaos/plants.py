@@ -5,7 +5,7 @@ Each is a mistake that an engineer could make in a change that passes every exam
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from apsislib.driver.acting import Acting
@@ -14,7 +14,12 @@ from apsislib.runs import Connect, Launch, Run, Send, SetClock
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.ledger import Ledger
 from apsislib.states import State
+from apsislib.store.backlog import Backlog
+from apsislib.store.records import Chunk
+from programs import fetching
 from programs.fetching import Fetching
+
+PART = 64 * 1024  # bytes of output that are written at once
 
 
 def launch_before_commit() -> None:
@@ -98,6 +103,17 @@ def offset_reset() -> None:
     Fetching._store = behind  # type: ignore[method-assign]
 
 
+def verdict_before_output() -> None:
+    """A verdict does not wait for the last of its run's output."""
+    take = Backlog.take
+
+    def part(self: Backlog, limit: int, whole: Collection[str]) -> list[Chunk]:
+        return take(self, min(limit, PART), ())
+
+    fetching.TOGETHER = 1 << 30
+    Backlog.take = part  # type: ignore[method-assign]
+
+
 PLANTS: dict[str, Callable[[], None]] = {
     plant.__name__: plant
     for plant in (
@@ -106,5 +122,6 @@ PLANTS: dict[str, Callable[[], None]] = {
         reconciliation_skipped,
         slot_kept,
         offset_reset,
+        verdict_before_output,
     )
 }
