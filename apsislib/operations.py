@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apsislib.runs import Run
+from apsislib.runs import Run, adrift
 from apsislib.states import FINISHED, State
 
 VERBS = ("skip", "start", "stop", "signal", "mark", "rerun")
@@ -15,7 +15,8 @@ def refusal(verb: str, run: Run, to: State | None = None) -> str | None:
         case "skip" | "start" if state not in (State.SCHEDULED, State.WAITING):
             return f"can't {verb} {run_id} in state {state}"
         case "stop" if state not in (State.STARTING, State.RUNNING, State.STOPPING):
-            return f"can't stop run {run_id}: run is {state}"
+            # The program of one that was given up may still run.
+            return None if adrift(run) is not None else f"can't stop run {run_id}: run is {state}"
         case "signal" if state not in (State.RUNNING, State.STOPPING):
             return f"invalid run state for signal: {state}"
         case "mark" if to not in FINISHED:

@@ -217,8 +217,8 @@ class Run:
     program: Json | None = None  # bound; None where binding failed
     conds: tuple[Json, ...] = ()  # bound
     actions: tuple[Json, ...] = ()
-    # "given_up": what a run was whose agent did not come back in time ("kill_at": wall instant at which
-    # SIGKILL was to follow), "late_verdict": its real end;
+    # "given_up": what a run was whose agent did not come back in time, and what is to end its program
+    # ("kill_at": wall instant at which SIGKILL follows), "late_verdict": its real end;
     # "job": {"labels"}, "program": {...}, "elapsed": s, "expect": {alarm: instant or s},
     # "alarms": [raised ones], "reasons": {alarm, raised or not: why}
     meta: Json = field(default_factory=dict)
@@ -309,6 +309,13 @@ def _copy(run: Run) -> Run:
     new.judged = run.judged
     new.key = run.key
     return new  # type: ignore[no-any-return]
+
+
+def adrift(run: Run) -> Json | None:
+    """What a run was that was given up, until it is told how its program ended: it may go on. Else None."""
+    was = run.meta.get("given_up")
+    waits = run.state in FINISHED and "late_verdict" not in run.meta
+    return was if waits and isinstance(was, Mapping) else None
 
 
 # -- alarms --------------------------------------------------------------------------------------

@@ -3,19 +3,36 @@
 Such a run is an error for good, as far as the server is concerned: its slot is free, its actions are
 done, others may have acted on it. But what became of its program is worth knowing. So its process is
 followed as any other, its output stored, and its end written into the run's log and offered to the
-operator, who may mark the run accordingly. Nothing is kept in memory for it until it is back: the ID of
-the process names its run, and the run's record says that it was given up.
+operator, who may mark the run accordingly. A stop, its timeout and its stop time end it as they would
+have ended the run. Nothing is kept in memory for it until it is back: the ID of the process names its run,
+and the run's record says that it was given up, and what is to end it.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import inf
+from signal import SIGKILL
 from typing import Any
 
-from apsislib.runs import Finished, Json, Limits, Lost, Remark, Report, Run, run_number, signal_name
+from apsislib.runs import (
+    Alarm,
+    Finished,
+    Json,
+    Limits,
+    Lost,
+    Remark,
+    Report,
+    Run,
+    adrift,
+    run_number,
+    signal_name,
+)
 from apsislib.states import FINISHED, State
-from programs.base import Agents, Host, run_of_proc
+from programs.base import Agents, Host, number, run_of_proc
+from programs.process import Process, Program
+from programs.verdicts import elapsed
 
 
 class Truths:
@@ -56,44 +73,119 @@ class Truths:
         conn_id, res = asked
         if run is not None and run.state not in FINISHED and (run.run_state or {}).get("proc_id") == proc_id:
             return  # it will be watched: its record is the only witness of what became of it
-        given_up: Json = (run.meta.get("given_up") or {}) if run is not None else {}
-        wanted = given_up.get("proc_id") == proc_id and run is not None and "late_verdict" not in run.meta
+        given_up: Json = (None if run is None else adrift(run)) or {}
+        wanted = run is not None and given_up.get("proc_id") == proc_id
         program = self._load(run.program or {}).at_agent(run) if wanted and run is not None else None
-        if run is None or run.state not in FINISHED or program is None:
+        if run is None or program is None:
             self._agents.dismiss(proc_id, conn_id, res)
             return
-        before = _as_it_was(run, given_up, program.limits(), self._host.clock.wall())
+        limits = program.limits()
+        before = _as_it_was(run, given_up, limits)
+        dues: dict[Alarm, float] = {}
         if res.get("state") == "running":
-            text = f"agent {conn_id} is back and still runs the program (pid {res.get('pid')})"
+            dues = _dues(before, limits, elapsed(res) or 0.0, self._host.clock.wall())
             ordered = (before.run_state or {}).get("signals")
-            self._host.note(run_id, f"{text}, which was to end: sending {ordered[-1]}" if ordered else text)
-        program.connect(before, _Afterwards(self._host, self._agents, before, conn_id, proc_id))
+            text = f"runs the program (pid {res.get('pid')})"
+            if ordered:
+                text = f"agent {conn_id} {text}, which is to end: sending {ordered[-1]}"
+            else:
+                text = f"agent {conn_id} is back and still {text}"
+            self._host.note(run_id, text)
+        after = _Afterwards(self._host, self._agents, before, proc_id)
+        _LateProcess(after, before, conn_id, program, limits, dues).rejoin()
 
 
-def _as_it_was(run: Run, given_up: Json, limits: Limits, wall: float) -> Run:
-    """The run as it was when it was given up. What was to end it then is to end it now.
-
-    "kill_in" of its run_state: seconds from the agent's return to SIGKILL, of which no alarm of the kernel
-    reminds any more.
-    """
+def _as_it_was(run: Run, given_up: Json, limits: Limits) -> Run:
+    """The run as it was when it was given up. What was to end it then is to end it now."""
     state, run_state = State(given_up["state"]), dict(given_up)
     if given_up.get("stop_asked"):  # as soon as it runs, which it does, or did
         state = State.STOPPING
-        run_state |= {"signals": [signal_name(limits.stop_signal)], "kill_in": limits.grace}
-    elif "kill_at" in given_up:
-        run_state["kill_in"] = max(0.0, given_up["kill_at"] - wall)
+        run_state["signals"] = [signal_name(limits.stop_signal)]
     return run.but(state=state, run_state=run_state)
+
+
+def _dues(before: Run, limits: Limits, ran: float, wall: float) -> dict[Alarm, float]:
+    """In how many seconds something is due that no alarm of the kernel reminds of any more.
+
+    `ran`: for how many seconds its agent says that the program has been running.
+    """
+    state = before.run_state or {}
+    dues: dict[Alarm, float] = {}
+    if state.get("stop_asked") and limits.grace is not None:
+        dues[Alarm.GRACE] = limits.grace
+    elif "kill_at" in state:
+        dues[Alarm.GRACE] = state["kill_at"] - wall
+    if before.state is State.STOPPING:
+        return dues
+    if limits.timeout is not None and "timed_out" not in state:
+        begun = before.times.get("running")
+        if begun is not None:
+            ran = wall - begun - state.get("stepped", 0.0)
+        dues[Alarm.TIMEOUT] = limits.timeout - ran
+    if "stop" in before.times:
+        dues[Alarm.STOP] = before.times["stop"] - wall
+    return dues
+
+
+class _LateProcess(Process):
+    """The process of such a run. Its stop, timeout and SIGKILL are its own affair."""
+
+    def __init__(
+        self,
+        after: _Afterwards,
+        before: Run,
+        conn_id: str,
+        program: Program,
+        limits: Limits,
+        dues: dict[Alarm, float],
+    ) -> None:
+        super().__init__(before, after.proc_id, conn_id, after, after.agents, program)
+        self._after = after
+        self._limits = limits
+        now = self._now()
+        self._dues = {alarm: now + seconds for alarm, seconds in dues.items()}  # monotonic
+
+    def poll(self, now: float) -> float | None:
+        for alarm in sorted(self._dues, key=self._dues.__getitem__):
+            if self.here and not self.over and self._dues.get(alarm, inf) <= now:
+                self._ring(alarm, now)
+        due = super().poll(now)
+        if self.ended or self.over or not self.here:
+            return due
+        return min((*self._dues.values(), *(() if due is None else (due,))), default=None)
+
+    def _ring(self, alarm: Alarm, now: float) -> None:
+        """As the kernel does for a live run."""
+        limits = self._limits
+        del self._dues[alarm]
+        if alarm is Alarm.GRACE:
+            self._order(SIGKILL)
+            return
+        if alarm is Alarm.STOP:
+            self.remark("its stop time has come")
+            self._dues.pop(Alarm.TIMEOUT, None)
+            self._order(limits.stop_signal, State.STOPPING)
+        else:
+            after = limits.timeout or 0.0
+            self.remark(f"timeout after {number(after)} s")
+            self._order(limits.timeout_signal, timed_out=after)
+        if limits.grace is not None:
+            self._dues[Alarm.GRACE] = now + limits.grace
+
+    def _order(self, signum: int, state: State | None = None, **more: Any) -> None:
+        name = signal_name(signum)
+        self._after.ordered(name, state, more)
+        self.remark(f"sending {name}")
+        self.signal(signum)
 
 
 class _Afterwards:
     """The server as the process of such a run sees it: the run is as it was when it was given up."""
 
-    def __init__(self, host: Host, agents: Agents, run: Run, conn_id: str, proc_id: str) -> None:
+    def __init__(self, host: Host, agents: Agents, run: Run, proc_id: str) -> None:
         self._host = host
-        self._agents = agents
         self._run = run
-        self._conn_id = conn_id
-        self._proc_id = proc_id
+        self.proc_id = proc_id
         self.clock = host.clock
         self.agents = agents
         self.put_output = host.put_output
@@ -107,11 +199,19 @@ class _Afterwards:
     def run(self, run_id: str) -> Run:
         return self._run
 
+    def ordered(self, name: str, state: State | None, more: Json) -> None:
+        """The signal is sent to end it; `more` of its run_state."""
+        was = self._run.run_state or {}
+        signals = [*(was.get("signals") or ()), name]
+        self._run = self._run.but(
+            state=state or self._run.state, run_state={**was, **more, "signals": signals}
+        )
+
     def report(self, run_id: str, report: Report) -> None:
         match report:
             case Lost():
                 # When the agent is back the process is found again, as it was this time.
-                self._agents.unwatch(self._proc_id)
+                self.agents.unwatch(self.proc_id)
             case Remark(text):
                 self._host.note(run_id, text)
             case Finished(state, message, meta):

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from functools import partial
-from signal import SIGKILL
 from typing import Any, Protocol
 
 from apsislib import wire
@@ -77,9 +76,6 @@ class Process:
         self._sudo: BySudo | None = None
         if (user := program.sudo_user) is not None:
             self._sudo = BySudo(agents, conn_id, program.sudo(user), self._signalled_by_sudo)
-        # Of a run that was given up: seconds from the return of its agent to SIGKILL, and when that is.
-        self._kill_in: float | None = (run.run_state or {}).get("kill_in")
-        self._kill_at: float | None = None
         self._update_due: float | None = None
         self._update = False  # the next result is to be stored
         self._limit = program.output_limit()
@@ -166,7 +162,6 @@ class Process:
         names = state.get("signals") or ()
         if names and not self.over and (run.state is State.STOPPING or state.get("timed_out") is not None):
             self._signal_again(str(names[-1]))
-            self._kill_at = None if self._kill_in is None else now + self._kill_in
         self._output.back(now)
 
     def _absent(self) -> None:
@@ -368,10 +363,6 @@ class Process:
         if self.ended or not self.here:
             return None
         self._signal_by_sudo()
-        if self._kill_at is not None and now >= self._kill_at and not self.over:
-            self._kill_at = None
-            self.remark("sending SIGKILL")
-            self.signal(SIGKILL)
         if self._output.overdue(now):
             self._ask_result()
         if not self.started and self._final is None and self._sent is not None and now >= self._sent + PROBE:
@@ -386,7 +377,7 @@ class Process:
         if not self.started and self._sent is not None:
             dues.append(self._sent + PROBE)
         if self.started and self._final is None:
-            dues += (self._update_due, self._kill_at)
+            dues.append(self._update_due)
         return None if self.ended else min((due for due in dues if due is not None), default=None)
 
     # -- the end -------------------------------------------------------------------------------------

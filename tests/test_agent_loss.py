@@ -149,6 +149,34 @@ def test_what_was_to_end_is_ended_though_its_run_was_given_up_meanwhile(tmp_path
         assert "late verdict: failure: killed by SIGKILL" in until_said(world, run_id, "to accept")
 
 
+def test_programs_of_runs_that_were_given_up_can_be_stopped_and_time_out(tmp_path: Path) -> None:
+    sleeping = "program: {type: procstar-shell, command: 'echo begun; exec sleep 600'"
+    jobs = {"endless": sleeping + "}\n", "limited": sleeping + ", timeout: {duration: 6}}\n"}
+    with World(tmp_path, jobs, 1.0, LAUNCH, agents=1) as world:
+        (agent,) = world.agents
+        limited, away, back = (begin(world, job_id) for job_id in ("limited", "endless", "endless"))
+        pids = [world.run(run_id)["meta"]["program"]["proc_stat"]["pid"] for run_id in (limited, away, back)]
+        agent.signal(signal.SIGSTOP)
+        for run_id in (limited, away, back):
+            assert world.until(run_id, *ENDS)["state"] == "error"
+        world.post(f"/runs/{away}/stop")
+        assert world.run(away)["state"] == "error"
+        world.kill_server()
+        world.start_server()
+        world.await_serving()
+        agent.signal(signal.SIGCONT)
+        assert "late verdict: failure: killed by SIGTERM" in until_said(world, away, "to accept")
+        until_said(world, back, "agent a1 is back and still runs the program (pid ")
+        for _ in range(2):  # a second one does no harm
+            answer = world.post("/bulk", {"operation": "stop", "runs": [back, away], "reason": "hangs"})
+            assert set(answer["refused"]) == {away} and answer["done"] in ([back], [])
+        said = until_said(world, back, "to accept")
+        assert "late verdict: failure: killed by SIGTERM" in said and "reason: hangs" in said
+        verdict = "late verdict: failure: killed by SIGTERM (timeout after 6 s)"
+        assert verdict in until_said(world, limited, "to accept")
+        assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 def test_a_stop_goes_on_with_the_rest_of_its_grace_and_sigkill_is_sent_again(world: World) -> None:
     (agent,) = world.agents
     run_id = begin(world, "deaf")

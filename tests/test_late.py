@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from doubles import FakeAgents, FakeHost, ended, result
+from doubles import FakeAgents, FakeHost, ended, killed, result
 
 from apsislib.errors import Unavailable
 from apsislib.runs import Remark, Run
@@ -57,20 +57,38 @@ class Host(FakeHost):
 
 
 class Story:
-    """Run r7 was given up; what its program is found to do on agent `A`."""
+    """Run r7 was given up; what its program is found to do on agent `A`.
 
-    def __init__(self, **given_up: Any) -> None:
+    `ending`: `timeout` and `stop` of the program; `times`: of the run.
+    """
+
+    def __init__(self, ending: Any = None, times: Mapping[str, float] | None = None, **given_up: Any) -> None:
         self.agents = FakeAgents()
         self.host = Host(self.agents)
-        program = procstar.parse({"argv": ["/bin/work"]}, SETTINGS).bind(lambda text: text)
+        program = procstar.parse({"argv": ["/bin/work"], **(ending or {})}, SETTINGS).bind(lambda text: text)
         meta = {"given_up": {"proc_id": PROC, "conn_id": "A", "state": "running", **given_up}}
-        self.host.add(Run("r7", "job", {}, State.ERROR, program=program.to_json(), meta=meta))
+        run = Run("r7", "job", {}, State.ERROR, times=times or {}, program=program.to_json(), meta=meta)
+        self.host.add(run)
         self.host.outputs["r7"] = bytearray(b"before ")
         self.truths = Truths(lambda json: procstar.load(json, SETTINGS), self.host, self.agents)
 
     def found(self, res: Any = None, proc_id: str = PROC) -> bool:
         """Whether it was taken for one of ours; then a hand has looked."""
         return self.truths.claimed("A", proc_id, res or result())
+
+    def sent(self, seconds: int) -> list[tuple[int, int]]:
+        """The signals that it is sent from its agent's return on: (after so many seconds, number)."""
+        watcher, clock = self.agents.watchers[PROC], self.host.clock
+        watcher.registered(True)
+        sent = []
+        for second in range(seconds):
+            watcher.poll(clock.monotonic())
+            sent += [(second, m["signum"]) for m in self.agents.take("ProcSignalRequest")]
+            clock.advance(1.0)
+        return sent
+
+    def remarks(self) -> list[str]:
+        return [remark.message for remark in self.host.of(Remark)]
 
 
 def test_its_output_is_stored_to_the_end_and_its_end_offered() -> None:
@@ -109,14 +127,70 @@ def test_a_program_that_was_to_end_is_told_so_again() -> None:
 def test_what_was_to_end_it_ends_it_when_it_is_back(given_up: Any, sent: Any) -> None:
     story = Story(**given_up)
     story.found()
-    watcher, clock = story.agents.watchers[PROC], story.host.clock
-    watcher.registered(True)
-    story_sent = []
-    for second in range(90):
-        watcher.poll(clock.monotonic())
-        story_sent += [(second, m["signum"]) for m in story.agents.take("ProcSignalRequest")]
-        clock.advance(1.0)
-    assert story_sent == sent
+    assert story.sent(90) == sent
+
+
+LIMITED = {"timeout": {"duration": 100, "signal": "SIGINT"}, "stop": {"grace_period": 20}}
+
+
+@pytest.mark.parametrize(
+    ("times", "given_up", "sent"),
+    [
+        ({"running": NOW - 60}, {}, [(40, 2), (60, 9)]),
+        ({"running": NOW - 500}, {}, [(0, 2), (20, 9)]),
+        ({"running": NOW - 60}, {"stepped": -30.0}, [(10, 2), (30, 9)]),
+        (
+            {},
+            {"state": "starting"},
+            [(10, 2), (30, 9)],
+        ),  # as its agent says that it has been running for 90 s
+        ({"running": NOW - 60, "stop": NOW + 15}, {}, [(15, 15), (35, 9)]),  # which voids the timeout
+        ({"running": NOW, "stop": NOW - 15}, {}, [(0, 15), (20, 9)]),
+        ({"running": NOW - 60, "stop": NOW + 45}, {}, [(40, 2), (45, 15), (65, 9)]),
+        ({"running": NOW - 500}, {"signals": ["SIGINT"], "timed_out": 100.0}, [(0, 2)]),
+        ({"running": NOW - 500, "stop": NOW}, {"state": "stopping", "signals": ["SIGTERM"]}, [(0, 15)]),
+    ],
+)
+def test_its_timeout_and_its_stop_time_end_it_as_they_would_a_live_run(
+    times: Any, given_up: Any, sent: Any
+) -> None:
+    story = Story(LIMITED, times, **given_up)
+    story.found(result(times={"elapsed": 90.0}))
+    assert story.sent(90) == sent
+
+
+def test_a_late_verdict_says_that_it_was_a_timeout() -> None:
+    story = Story(LIMITED, {"running": NOW - 500})
+    story.found()
+    assert story.sent(21) == [(0, 2), (20, 9)]
+    assert story.remarks()[1:] == ["timeout after 100 s", "sending SIGINT", "sending SIGKILL"]
+    watcher = story.agents.watchers[PROC]
+    watcher.result(killed(9, "SIGKILL", length=7))
+    watcher.end()  # of what was asked for before
+    assert story.host.offers == [("r7", State.FAILURE, "killed by SIGKILL (timeout after 100 s)")]
+
+
+def test_a_program_that_has_ended_meanwhile_is_sent_nothing() -> None:
+    story = Story(LIMITED, {"running": NOW - 500})
+    story.found(ended(0, length=7))
+    assert story.sent(5) == []
+    watcher = story.agents.watchers[PROC]
+    watcher.result(ended(0, length=7))
+    watcher.end()
+    assert story.host.offers == [("r7", State.SUCCESS, None)]
+
+
+def test_a_program_that_is_followed_is_ended_as_soon_as_its_run_says_so() -> None:
+    story = Story(LIMITED, {"running": NOW})
+    story.found()
+    assert story.sent(5) == []
+    story.agents.unwatch(PROC)  # as Procstar.forget does, which has the agent list it again
+    was = story.host.runs["r7"].meta["given_up"]
+    order = {"state": "stopping", "signals": ["SIGTERM"], "kill_at": NOW + 25}
+    story.host.change("r7", meta={"given_up": {**was, **order}})
+    story.found()
+    assert story.remarks()[-1] == "agent A runs the program (pid 4133), which is to end: sending SIGTERM"
+    assert story.sent(90) == [(0, 15), (20, 9)]
 
 
 def test_a_process_that_can_not_be_followed_is_not_asked_about_for_ever(monkeypatch: Any) -> None:

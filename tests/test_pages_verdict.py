@@ -38,6 +38,11 @@ def test_a_late_verdict_is_told_where_the_run_is_and_can_be_accepted_there(
             state(page, "error")
             told = page.get_by_label("How its program ended")
             expect(told).to_be_hidden()
+            # It may be running still, until its end is told.
+            stop = page.get_by_role("button", name="stop", exact=True)
+            stop.click()
+            expect(page.get_by_role("dialog")).to_contain_text("stays error. Its program may still run")
+            page.keyboard.press("Escape")
             runs.goto("/runs")
             rows = runs.locator("main tbody tr")
             expect(rows).to_have_count(2)
@@ -48,6 +53,7 @@ def test_a_late_verdict_is_told_where_the_run_is_and_can_be_accepted_there(
             # Both pages learn of it by themselves.
             expect(told).to_contain_text("told how its program really ended: success, at 20")
             expect(told).to_contain_text("It stays error")
+            expect(stop).to_have_count(0)
             for n in range(2):
                 expect(rows.nth(n)).to_contain_text("ended later: success")
             accessible(page)

@@ -456,6 +456,33 @@ def test_what_was_to_end_a_run_is_kept_when_it_is_given_up(sim: Sim) -> None:
     assert kept == {"proc_id": starting, "conn_id": "c", "state": "starting", "stop_asked": True}
 
 
+def test_the_program_of_a_run_that_was_given_up_is_stopped_where_it_is(sim: Sim) -> None:
+    limits = Limits(reconnect_timeout=100, stop_signal=2, grace=30.0)
+    sim.add_job("job", program=SimProgram(None, limits=limits))
+    run_id = sim.schedule("job")
+    sim.settle()
+    sim.kernel.runs[run_id] = sim.kernel.runs[run_id].but(run_state={"proc_id": "p", "conn_id": "c"})
+    sim.kernel.report(run_id, Lost("c"), sim.clock.wall(), sim.clock.boot())
+    sim.run_for(101)
+    row, wall, told = sim.rows[run_id], sim.clock.wall(), len(sim.log[run_id])
+    sim.keep_effects = True
+    sim.kernel.stop_adrift(row, wall)
+    assert sim.kernel.runs[run_id].state is State.ERROR  # so that nobody reads an older one
+    sim.kernel.stop(run_id, wall + 5, sim.clock.boot())  # once more, before that is on disk
+    sim.commit()
+    order = {"proc_id": "p", "conn_id": "c", "state": "stopping", "signals": ["SIGINT"], "kill_at": wall + 30}
+    assert sim.rows[run_id].meta["given_up"] == order and run_id not in sim.kernel.runs
+    assert sim.rows[run_id].state is State.ERROR and sim.rows[run_id].rev > row.rev
+    where = "at once if agent c is connected, else when it is back"
+    assert sim.log[run_id][told:] == [f"SIGINT is to end its program, {where}"]
+    # Then it is found again, with the order.
+    assert [e.run_state for e in sim.effects if isinstance(e, Forget)] == [order]
+    sim.kernel.offer(sim.rows[run_id], State.FAILURE, "killed by SIGINT", None, wall)
+    sim.commit()
+    with pytest.raises(RunError, match=f"can't stop run {run_id}: run is error"):
+        sim.kernel.stop_adrift(sim.rows[run_id], wall)
+
+
 def test_who_comes_after_a_restart_queues_up_behind_who_was_waiting_before(sim: Sim) -> None:
     sim.add_job("job", program=SimProgram(None), conditions=(MaxRunning("1"),))
     first, second = sim.schedule("job"), sim.schedule("job")

@@ -218,7 +218,12 @@ OPERATIONS: dict[str, Operation] = {
         "Start a scheduled or waiting run.", "Nothing", _REASON, errors=(400, 404)
     ),
     f"POST {_RUN}/rerun": Operation("Make a run like this one.", "Runs", _REASON, errors=(400, 404)),
-    f"PUT {_RUN}/stop": Operation("Have a run's program stopped.", "Runs", _REASON, errors=(400, 404)),
+    f"PUT {_RUN}/stop": Operation(
+        "Have a run's program stopped; also that of one that was given up, until it has a late verdict.",
+        "Runs",
+        _REASON,
+        errors=(400, 404),
+    ),
     f"PUT {_RUN}/signal/{{signal}}": Operation(
         "Send a signal, by number or name, to a run's program.", "Nothing", _REASON, errors=(400, 404)
     ),

@@ -10,9 +10,9 @@ after the writer has said that it is on disk. A room for each of these, in the o
     acting       what they do after a commit
     book         the jobs: found, added, reloaded
     making       runs made by hand, as reruns, by actions, ahead of time
+    late         what is learned about runs that have ended already, and done about it
     operating    what operators do to runs
     looking      runs as readers see them
-    late         what is learned about runs that have ended already
     health       figures, and what ails the server
 """
 
@@ -92,7 +92,8 @@ class Driver:
         self._hands = hands = Hands(guard, outside)
         self._timer = timer = Timer(guard, hands, parts.die, stored)
         self._making = making = Making(guard, book, looking, parts)
-        operating = Operating(guard, looking, making)
+        late = Late(guard, self._limits)
+        operating = Operating(guard, looking, making, late)
         health = Health(guard, timer, hands, feed)
 
         self.is_running = timer.is_running
@@ -108,7 +109,6 @@ class Driver:
         self.expected, self.expected_run = looking.expected, looking.expected_run
         self.next_runs = looking.next_runs
         self.waiting = looking.waiting
-        late = Late(guard)
         self.stored, self.note, self.offer = late.stored, late.note, late.offer
         self.stats, self.status, self.ailments = health.stats, health.status, health.ailments
         self.peak = health.peak

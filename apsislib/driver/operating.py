@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from apsislib.driver.guard import Guard
+from apsislib.driver.late import Late
 from apsislib.driver.looking import Looking
 from apsislib.driver.making import Making
 from apsislib.driver.timer import SLICE
 from apsislib.errors import ApsisError, NotFound, RunError, Unavailable
 from apsislib.operations import refusal
-from apsislib.runs import Note, Run
+from apsislib.runs import Note, Run, adrift
 from apsislib.scheduler import Scheduler
-from apsislib.states import State
+from apsislib.states import FINISHED, State
 
 URGENT = ("stop", "signal")  # those overtake a failing disk
 
 
 class Operating:
-    def __init__(self, guard: Guard, looking: Looking, making: Making) -> None:
+    def __init__(self, guard: Guard, looking: Looking, making: Making, late: Late) -> None:
         self._guard = guard
         self._clock = guard.clock
         self._looking = looking
         self._making = making
+        self._late = late
 
     def skip(self, run_id: str, reason: str = "") -> Run:
         """Raises NotFound, RunError, Unavailable; so do the others here. `reason`: for the run's log."""
@@ -58,9 +60,11 @@ class Operating:
             ticket = self._guard.ticket
             run = kernel.runs.get(run_id)
             self._guard.wake_timer_locked()
-        if not is_live:  # the database is asked why, for which nobody else should wait
-            raise self._not_live(run_id, verb)
-        self._wait(ticket, verb)
+        if not is_live:  # the database is asked, for which nobody else should wait
+            if verb != "stop":
+                raise self._not_live(run_id, verb)
+            ticket = self._stop_adrift(run_id, reason)
+        self._wait(ticket, verb, verb in URGENT and run is not None and run.state not in FINISHED)
         return run or self._looking.find_run(run_id)
 
     def _give(self, kernel: Scheduler, run_id: str, reason: str) -> None:
@@ -68,11 +72,24 @@ class Operating:
         if reason:
             kernel.outbox.append(Note(run_id, self._clock.wall(), f"reason: {reason}"))
 
-    def _wait(self, ticket: int, verb: str) -> None:
+    def _stop_adrift(self, run_id: str, reason: str) -> int:
+        """Stop the program of a run that was given up; the ticket. Raises as an operation does."""
+
+        def stop(kernel: Scheduler, run: Run) -> None:
+            kernel.stop_adrift(run, self._clock.wall())
+            self._give(kernel, run_id, reason)
+
+        ticket = self._late.amend(run_id, stop)
+        if ticket is None:
+            raise NotFound(f"unknown run {run_id}")
+        return ticket
+
+    def _wait(self, ticket: int, verb: str, urgent: bool) -> None:
+        """`urgent`: it is passed on though the disk fails."""
         try:
             self._guard.wait(ticket)
         except Unavailable as error:
-            if verb not in URGENT:
+            if not urgent:
                 text = f"{error}; the {verb} counts when that is over, unless the server ends before"
                 raise Unavailable(text) from error
             self._guard.overtake()
@@ -114,7 +131,7 @@ class Operating:
         refused: dict[str, str] = {}
         if not dry_run:
             self._check_disk_for(verb)
-        ticket = 0
+        ticket, urgent = 0, verb in URGENT
         for at in range(0, len(run_ids), SLICE):
             some = run_ids[at : at + SLICE]
             with self._guard.store.read() as reader:
@@ -122,8 +139,12 @@ class Operating:
             if verb == "rerun" or dry_run:
                 self._bulk_rest(verb, some, stored, state, dry_run, reason, done, refused)
                 continue
+            ended: list[str] = []
             with self._guard.hold() as kernel:
                 for run_id in some:
+                    if verb == "stop" and run_id not in kernel.runs and _is_adrift(stored.get(run_id)):
+                        ended.append(run_id)
+                        continue
                     try:
                         self._bulk_one(kernel, verb, run_id, stored, signum, state)
                         self._give(kernel, run_id, reason)
@@ -133,8 +154,15 @@ class Operating:
                 self._guard.flush_locked()
                 ticket = self._guard.ticket
                 self._guard.wake_timer_locked()
+            for run_id in ended:
+                try:
+                    ticket = self._stop_adrift(run_id, reason)
+                    done[run_id] = run_id
+                    urgent = False
+                except ApsisError as error:
+                    refused[run_id] = str(error)
         if ticket:
-            self._wait(ticket, verb)
+            self._wait(ticket, verb, urgent)
         return done, refused
 
     def _bulk_one(
@@ -184,3 +212,7 @@ class Operating:
                 refused[run_id] = said
             else:
                 done[run_id] = run_id if dry_run else self._making.rerun(run_id, reason).run_id
+
+
+def _is_adrift(run: Run | None) -> bool:
+    return run is not None and adrift(run) is not None

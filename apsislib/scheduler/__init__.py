@@ -55,7 +55,8 @@ class Scheduler:
         self._executing = Executing(ledger, self._gaps)
         self._waiting = Waiting(ledger, self, self._executing.begin)
         self._braked_since: float | None = None  # wall
-        self.marks = 0  # there have been: who reads a run without the lock sees that one came between
+        # Ended runs were changed so often: who reads one without the lock sees that somebody came between.
+        self.amended = 0
         self.runs, self.expected, self.leaving = ledger.runs, ledger.expected, ledger.leaving
         self.live, self.occupied, self.ended = ledger.live, ledger.occupied, ledger.ended
         self.planned, self.expect = self._ahead.planned, self._ahead.expect
@@ -212,6 +213,7 @@ class Scheduler:
 
     def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
         """How a run that was given up really ended; `run` as stored, if it is not in memory any more."""
+        self.amended += 1
         self._executing.offer(self.runs.get(run.run_id, run), state, message, program, wall)
 
     def retired(self, job_ids: Collection[str]) -> None:
@@ -302,6 +304,17 @@ class Scheduler:
             self._executing.stop(run, wall, boot)
         elif run.state is State.STARTING:
             self._executing.stop_start(run, wall)
+        elif run.state in FINISHED:
+            self.stop_adrift(run, wall)
+
+    def stop_adrift(self, run: Run, wall: float) -> None:
+        """Have the program of a run stopped that was given up; `run` as for mark()."""
+        run = self.runs.get(run.run_id, run)
+        said = refusal("stop", run)
+        if said is not None:
+            raise RunError(said)
+        self.amended += 1
+        self._executing.stop_adrift(run, wall)
 
     def signal(self, run_id: str, signum: int, wall: float) -> None:
         self._executing.signal(self._operand("signal", run_id), signum, wall, stop=False)
@@ -314,7 +327,7 @@ class Scheduler:
             raise RunError(said)
         if run.run_id not in self.runs:
             self._ledger.enter(run)
-        self.marks += 1
+        self.amended += 1
         self._ledger.outcomes.forget(run.key)
         self._ledger.move(run, state, wall, f"marked as {state}", force=True)
 

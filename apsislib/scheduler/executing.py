@@ -17,11 +17,11 @@ from apsislib.runs import (
     Report,
     Run,
     Running,
-    Save,
     Send,
     Signal,
     Unplaced,
     Update,
+    adrift,
     signal_name,
     stamp,
 )
@@ -31,7 +31,7 @@ from apsislib.scheduler.ledger import Ledger, keep
 from apsislib.states import ERROR, FINISHED, RUNNING, STARTING, State
 
 SIGKILL = 9
-_KEPT = ("proc_id", "conn_id", "signals", "timed_out", "stop_asked")  # of who is given up
+_KEPT = ("proc_id", "conn_id", "signals", "timed_out", "stop_asked", "stepped")  # of who is given up
 HELD_UP = 5.0  # s; what runs, or has an agent, later than this after it could begin is called late
 
 
@@ -217,6 +217,24 @@ class Executing:
         ended = self._ledger.move(run, State.ERROR, wall, text, meta=given_up(run))
         self._ledger.outbox.append(Forget(ended, run.run_state))
 
+    def stop_adrift(self, run: Run, wall: float) -> None:
+        """It was given up, and its program is to end, wherever that is. The run stays what it is."""
+        was = adrift(run)
+        if was is None:
+            return
+        sent = list(was.get("signals") or ())
+        if was.get("state") == State.STOPPING or was.get("stop_asked") or signal_name(SIGKILL) in sent:
+            return  # it is to end already
+        name = signal_name(run.limits.stop_signal)
+        was = {**was, "state": State.STOPPING.value, "signals": [*sent, name]}
+        if run.limits.grace is not None:
+            was["kill_at"] = wall + run.limits.grace
+        self._amend(run.but(meta={**run.meta, "given_up": was}))
+        where = f"at once if agent {was.get('conn_id')} is connected, else when it is back"
+        self._ledger.note(run, wall, f"{name} is to end its program, {where}")
+        # Who follows it lets go; its record stays, is found again, and so is what is to end it.
+        self._ledger.outbox.append(Forget(run, was))
+
     def offer(self, run: Run, state: State, message: str | None, program: Json | None, wall: float) -> None:
         """How a run that was given up really ended. It stays what it is: others have acted on that.
 
@@ -227,15 +245,19 @@ class Executing:
             return
         meta = run.meta if program is None else {**run.meta, "program": program}
         verdict = {"state": state.value, "message": message, "time": wall}
-        run = run.but(meta={**meta, "late_verdict": verdict}, rev=run.rev + 1)
-        if run.run_id in ledger.runs:
-            ledger.runs[run.run_id] = run
-        ledger.outbox.append(Save(run, transition=False))
+        run = self._amend(run.but(meta={**meta, "late_verdict": verdict}))
         ledger.note(run, wall, f"late verdict: {state}: {message}" if message else f"late verdict: {state}")
         if state not in (State.ERROR, run.state):
             text = f"it stays {run.state}; to accept the late verdict: apsis mark {state} {run.run_id}"
             ledger.note(run, wall, text)
         ledger.outbox.append(Forget(run, run.meta.get("given_up")))
+
+    def _amend(self, run: Run) -> Run:
+        """Other metadata of a run that has ended: it is in memory until they are on disk."""
+        run = run.but(rev=run.rev + 1)
+        if run.run_id not in self._ledger.runs:
+            self._ledger.enter(run)
+        return self._ledger.alter(run)
 
 
 def _group(run: Run) -> str | None:

@@ -22,7 +22,12 @@ const DETAIL = {
   kill: "SIGKILL is sent to its program, which cannot clean up.",
 };
 
-export const verbsOf = (run) => OPERATIONS[run.state] ?? (FINISHED.includes(run.state) ? ["rerun"] : []);
+/** It was given up, its program may go on, and nobody has said that this is to end. */
+const isAdrift = (run) => Boolean(run.meta?.given_up) && !run.meta.late_verdict
+  && run.meta.given_up.state !== "stopping" && !run.meta.given_up.stop_asked;
+
+export const verbsOf = (run) => OPERATIONS[run.state]
+  ?? (FINISHED.includes(run.state) ? [...(isAdrift(run) ? ["stop"] : []), "rerun"] : []);
 export const marksOf = (run) => (FINISHED.includes(run.state) ? FINISHED.filter((state) => state !== run.state) : []);
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
@@ -38,9 +43,12 @@ const query = (why) => (why === null ? "" : `?${new URLSearchParams({ reason: wh
 /** Ask, then do it. Resolves to the server's answer, null if it was not done. */
 export function operate(run, verb) {
   const [field, why] = whyField();
+  const detail = verb === "stop" && isAdrift(run)
+    ? `The run was given up, and stays ${run.state}. Its program may still run: it is stopped at once, or when its agent is back.`
+    : DETAIL[verb];
   return ask({
     question: `${capital(verb)} run ${run.run_id} of ${run.job_id}?`,
-    detail: [DETAIL[verb] ? el("p", { class: "soft" }, DETAIL[verb]) : null, field],
+    detail: [detail ? el("p", { class: "soft" }, detail) : null, field],
     verb: capital(verb),
     danger: DANGER.includes(verb),
     act: async () => {

@@ -7,7 +7,7 @@ import { el, fill, plural, paced } from "../lib/dom.js";
 import { drawGraph, showMiddle } from "../lib/graph.js";
 import { Socket } from "../lib/live.js";
 import { alarmMarks, argsMark, chips, facts, jobLink, runLink, section, stateIcon, stateMark, timeMark } from "../lib/marks.js";
-import { buttons, mark, operate } from "../lib/operations.js";
+import { buttons, mark, operate, verbsOf } from "../lib/operations.js";
 import { programFacts } from "../lib/programs.js";
 import { Rows, table, td } from "../lib/tables.js";
 import { FINISHED, elapsed, showSpan } from "../lib/times.js";
@@ -153,7 +153,8 @@ function header(run, page) {
       page.title(`${now.run_id} ${now.state} · ${now.job_id}`);
       fill(state, stateMark(now.state), alarmMarks(now));
       // Buttons are made anew only when others are called for: focus, and a list that is open, stay.
-      if (drawn !== now.state) { drawn = now.state; fill(operations, buttons(now)); }
+      const called = `${now.state} ${verbsOf(now)}`;
+      if (drawn !== called) { drawn = called; fill(operations, buttons(now)); }
       fill(times, factsOf(now));
     },
     tick(now) {
