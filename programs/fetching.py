@@ -103,6 +103,11 @@ class Fetching:
         return self._mute or self._received >= self._goal
 
     @property
+    def left(self) -> int:
+        """Bytes of it that are wanted and not here; of a process that has ended."""
+        return max(0, self._goal - self._received)
+
+    @property
     def _goal(self) -> int:
         """Bytes of it that are wanted, once the process has ended."""
         limit = self._limit.max_size

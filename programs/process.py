@@ -21,7 +21,7 @@ from programs import remains
 from programs.base import Agents, Host, OutputLimit, Settings, lasting, signal_name
 from programs.fetching import Fetching
 from programs.sudo import UNCATCHABLE, BySudo
-from programs.verdicts import conclusion, elapsed, ended_in_time, kept, output_length, unmet
+from programs.verdicts import conclusion, elapsed, ended_in_time, kept, output_length, unmet, verdict
 
 log = logging.getLogger(__name__)
 
@@ -134,8 +134,14 @@ class Process:
             return
         if self._final is not None and self._output.whole:
             self._output.finish()  # it only waited for the disk
-        else:
-            self._tell_lost()
+            return
+        if self._final is not None:
+            state, why = verdict(self._final, self._program.argv[0])
+            text = f"the program had ended ({state}{f': {why}' if why else ''})"
+            self.remark(
+                f"{text}; {self._output.left} bytes of its output are still with agent {self.conn_id}"
+            )
+        self._tell_lost()
 
     def _tell_lost(self) -> None:
         self._told_lost = True

@@ -414,6 +414,17 @@ def test_a_verdict_waits_until_little_of_its_output_waits_for_the_disk(meanwhile
     assert story.verdict == (State.SUCCESS, None)
 
 
+def test_an_agent_that_is_lost_after_the_end_has_told_how_that_was():
+    story = Story().running()
+    story.watcher.result(ended(3, length=100))
+    story.watcher.head(FdHead("p", "stdout", 0, 9, None, 100))
+    story.watcher.data(b"in part: ")
+    story.watcher.lost()
+    text = "the program had ended (failure: exit code 3); 91 bytes of its output are still with agent A"
+    assert story.host.of(Remark)[-1].message == text
+    assert story.host.of(Lost) and not story.host.of(Finished)
+
+
 def test_the_record_is_deleted_only_when_told_to_forget():
     story = Story().running()
     story.watcher.result(ended())
