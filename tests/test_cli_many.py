@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
-from server import Server, environment
+from server import ENDS, Server, environment
+from websockets.sync.client import connect
 
 JOBS = {
     "etl/load": "params: [n]\nprogram: {type: no-op, duration: 600}\n",
@@ -199,6 +204,40 @@ def test_runs_of_a_span_are_made_but_for_those_that_succeeded(server: Server) ->
     assert [run["state"] for run in runs] == ["success", *["scheduled"] * 4]
     assert [run["args"]["date"] for run in runs] == sorted(set(days))
     server.command("skip", *made[1:])
+
+
+def test_a_backfill_that_is_cut_off_says_what_it_has_made_and_leaves_out_what_lists_hide(
+    tmp_path: Path,
+) -> None:
+    server = Server(tmp_path, JOBS, "runs: {retention: off, lookback: 60}\n")
+    with server.running():
+        done = server.schedule({"job_id": "daily", "args": {"date": "2020-03-03"}})
+        server.until(done, *ENDS)
+        with closing(sqlite3.connect(tmp_path / "apsis.db")) as db, db:
+            db.execute("UPDATE runs SET timestamp = timestamp - 3600 WHERE number = ?", (int(done[1:]),))
+        assert server.get("/runs", job_id="daily", state="success")["runs"] == {}
+        shown = server.command("backfill", "daily", "2020-03-02..2020-03-04", "--dry-run").stdout
+        assert f"date=2020-03-03  left out: {done} success" in shown
+
+        killed = server.spawn("backfill", "daily", "2017-01-01..2019-12-31", "--again", "--format", "json")
+        with connect(f"ws{server.url[4:]}/summary", max_size=None) as stream:
+            seen: set[str] = set()
+            while len(seen) < 3:
+                told = json.loads(stream.recv(60))
+                seen |= {m["run_summary"]["run_id"] for m in told if m["type"] == "run_transition"}
+        server.kill()
+        printed, said = killed.communicate(timeout=60)
+        made = json.loads(printed)["made"]
+        assert killed.returncode == 1 and f"runs {len(made)} made, and perhaps one more" in said
+        server.start()
+        there = {run["run_id"] for run in server.get("/runs", job_id="daily")["runs"].values()}
+        assert made and {*made} <= there
+
+        left = server.spawn("backfill", "daily", "2013-01-01..2015-12-31", "--again")
+        assert left.stdout is not None and left.stdout.readline() != ""
+        left.send_signal(signal.SIGINT)
+        left.communicate(timeout=60)
+        assert left.returncode == 130
 
 
 def test_what_no_span_can_mean_is_said(server: Server) -> None:

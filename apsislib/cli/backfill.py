@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from math import isinf
 from typing import Any
 
 from apsislib.cli import looking
-from apsislib.cli.client import Client, Misuse, Unwanted
+from apsislib.cli.client import ApiError, Client, Misuse, Trouble, Unwanted
 from apsislib.cli.terminal import ARGS, Cell, Column, Terminal, plain, table
 from apsislib.cli.times import read_span, show_time
 from apsislib.clock import WallClock
@@ -45,16 +46,26 @@ def backfill(args: Namespace, client: Client, terminal: Terminal) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise Unwanted
     made: list[str] = []
-    for n, entry in enumerate(() if args.dry_run else wanted):
-        times = {"schedule": format_instant(now + n * apart) if apart else "now"}
-        body = {"job_id": entry["job_id"], "args": entry["args"], "times": times}
-        made += client.post("v1", "runs", body=body)["runs"]
-        if not args.format:
-            print(f"{made[-1]} {_named(entry['args'])}", flush=True)
+    stopped: Trouble | None = None
+    try:
+        for n, entry in enumerate(() if args.dry_run else wanted):
+            times = {"schedule": format_instant(now + n * apart) if apart else "now"}
+            body = {"job_id": entry["job_id"], "args": entry["args"], "times": times}
+            made += client.post("v1", "runs", body=body)["runs"]
+            if not args.format:
+                print(f"{made[-1]} {_named(entry['args'])}", flush=True)
+    except (Trouble, ApiError) as error:
+        unsure = isinstance(error, Trouble) or error.status >= 500
+        more = ", and perhaps one more" if unsure else ""
+        stopped = Trouble(f"{error}; of {_counted(len(wanted))} {len(made)} made{more}")
     if args.format:
         left = {str(there["run_id"]): str(there["state"]) for _, there in rows if there is not None}
         wants = [entry["args"] for entry in wanted]
-        return looking.print_data(args, {"wanted": wants, "made": made, "left_out": left})
+        looking.print_data(args, {"wanted": wants, "made": made, "left_out": left})
+    if stopped is not None:
+        raise stopped
+    if args.format:
+        return 0
     would = "would be " if args.dry_run else ""
     left_out = len(rows) - len(wanted)
     rest = f", {left_out} left out: there is a run, or was a success" if left_out else ""
@@ -80,7 +91,22 @@ def _occurrences(args: Namespace, client: Client, since: float, until: float) ->
 def _good(client: Client, entry: Mapping[str, Any]) -> Any:
     """A run of the same instance that makes another one needless; None: there is none."""
     runs = looking.alike(client, entry["job_id"], entry["args"])
-    return next((run for run in runs if run["state"] in GOOD), None)
+    good = next((run for run in runs if run["state"] in GOOD), None)
+    return good or _success(client, entry)
+
+
+def _success(client: Client, entry: Mapping[str, Any]) -> Any:
+    """A success of the instance, however old: lists of runs may not reach that far back (runs.lookback)."""
+    query = [("job_id", entry["job_id"]), ("args", json.dumps(entry["args"])), ("limit", str(MOST))]
+    before: list[tuple[str, str]] = []
+    while True:
+        answer = client.get("v1", "history", query=[*query, *before])
+        for run_id, state, *_ in answer["runs"]:
+            if state == State.SUCCESS:
+                return {"run_id": run_id, "state": state}
+        if answer["next"] is None:
+            return None
+        before = [("before", answer["next"])]
 
 
 def _show(args: Namespace, rows: list[tuple[Any, Any]], terminal: Terminal, to: Any) -> None:

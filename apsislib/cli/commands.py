@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 FUTURE = 20  # runs that a reload says appear, disappear or change; --format has more
 REASONS = 20  # refusals that are shown: of a search there may be thousands
 SHOWN = 20  # runs that are shown before it is asked whether they are meant
-INTERRUPTED = 130  # exit status of a command that promised to tell how runs end, and was not let
+INTERRUPTED = 130  # exit status of a command that changes something, and may not have
 
 
 def run(args: Namespace) -> int:
@@ -35,7 +35,7 @@ def run(args: Namespace) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
-        return INTERRUPTED if getattr(args, "wait", False) else 0
+        return INTERRUPTED if args.command in CHANGING else 0
     except BrokenPipeError:
         # Nobody reads any more; nor may the interpreter complain when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -389,4 +389,18 @@ COMMANDS: dict[str, Callable[[Namespace, Client, Terminal], int]] = {
     "version": version,
     "waiting": looking.waiting,
     "watch": following.watch,
+}
+CHANGING = {
+    "adhoc",
+    "backfill",
+    "mark",
+    "reload-jobs",
+    "rerun",
+    "restart",
+    "schedule",
+    "shut-down",
+    "signal",
+    "skip",
+    "start",
+    "stop",
 }
