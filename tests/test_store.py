@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import random
 import sqlite3
@@ -658,6 +659,48 @@ def test_a_backup_is_a_whole_database_while_the_writer_goes_on(tmp_path):
         with copy.read() as reader:
             runs, lines = reader.count(), reader._all("SELECT count(*) FROM log")[0][0]
         assert runs == 1999 + lines
+
+
+def until_locked(path: Path) -> None:
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        try:
+            with open(path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except FileNotFoundError:
+            pass
+        time.sleep(0.005)
+    raise AssertionError(f"{path} was not locked")
+
+
+def test_of_two_backups_to_one_file_the_second_is_refused_and_the_first_is_whole(tmp_path):
+    with opened(tmp_path / "apsis.db") as (store, _):
+        put(store, *(Save(a_run(number)) for number in range(1, 100)))
+    source, target = tmp_path / "apsis.db", tmp_path / "copy.db"
+    (tmp_path / "copy.db.part").write_bytes(b"left by one that was killed")
+    errors: list[BaseException] = []
+
+    def first() -> None:
+        try:
+            files.backup(source, target)
+        except ApsisError as error:
+            errors.append(error)
+
+    with closing(sqlite3.connect(source, isolation_level=None)) as db:
+        db.execute("PRAGMA journal_mode = DELETE")
+        db.execute("BEGIN EXCLUSIVE")  # the first one waits for it, half done
+        thread = threading.Thread(target=first)
+        thread.start()
+        until_locked(tmp_path / "copy.db.part")
+        with pytest.raises(ApsisError, match=f"another backup to {target} is being made"):
+            files.backup(source, target)
+        db.execute("ROLLBACK")
+        thread.join()
+    assert not errors
+    with opened(target) as (copy, _):
+        assert copy.check() == []
 
 
 def test_check_names_what_is_damaged(tmp_path):
