@@ -287,6 +287,32 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) // 1024)
 """
 
 
+def test_a_check_of_the_database_finds_outputs_that_are_damaged(tmp_path):
+    with opened(tmp_path / "apsis.db") as (store, told):
+        for number in range(1, 6):
+            put(store, Save(a_run(number)))
+            store.put_output(f"r{number}", "output", 0, b"a line\n" * 100_000)
+            drained(store, told, f"r{number}", 700_000)
+        assert store.check() == []
+        with closing(sqlite3.connect(store.path)) as db, db:
+            for number, change in (
+                (1, "UPDATE chunks SET data = x'00' WHERE start > 0 AND output = ?"),  # no zlib
+                (2, "DELETE FROM chunks WHERE start > 0 AND output = ?"),
+                (3, "UPDATE chunks SET codec = 0 WHERE start = 0 AND output = ?"),  # too short
+                (4, "UPDATE outputs SET length = length + 1 WHERE id = ?"),
+            ):
+                sql = "SELECT id FROM outputs WHERE number = ?"
+                (row,) = db.execute(sql, (number,)).fetchone()
+                db.execute(change, (row,))
+        found = [line.partition(": ")[2] for line in store.check()]
+        assert found == [
+            "output output of r1 is damaged at byte 262144",
+            "output output of r2 is damaged at byte 262144",
+            "output output of r3 is damaged at byte 0",
+            "output output of r4 is damaged at byte 700000",
+        ]
+
+
 def test_an_output_that_is_deleted_while_it_is_read_ends_and_is_not_called_damaged(tmp_path):
     with opened(tmp_path / "apsis.db") as (store, told):
         put(store, Save(a_run(1)))

@@ -11,6 +11,7 @@ from threading import Lock
 from typing import Any
 
 from apsislib.runs import Owe
+from apsislib.store import outputs
 from apsislib.store.rows import COLUMNS, from_row, from_text
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,25 @@ class Damage:
 def unreadable(db: Connection) -> list[str]:
     """What can't be read of a database whose file is whole: a line for each such row."""
     return [f"{table} {_shown(key)}: {CANT_READ}: {why}" for table, key, why in find(db)]
+
+
+def damaged_outputs(db: Connection) -> Iterator[str]:
+    """A line for each output of which bytes are missing or can't be unpacked. Reads all of them."""
+    ids = [row for (row,) in db.execute("SELECT id FROM outputs ORDER BY id")]
+    for output in ids:
+        # A transaction each: a server that goes on may join chunks, and must not wait for its log to shrink.
+        db.execute("BEGIN")
+        try:
+            sql = "SELECT number, output_id, length FROM outputs WHERE id = ?"
+            row = db.execute(sql, (output,)).fetchone()
+            if row is None or row[0] < 0:  # deleted meanwhile, or about to be
+                continue
+            at = outputs.sound(db, output)
+            if at != row[2]:
+                yield f"outputs {output}: output {_shown(row[1])} of r{row[0]} is damaged at byte {at}"
+        finally:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
 
 
 def find(db: Connection) -> Iterator[tuple[str, Any, str]]:

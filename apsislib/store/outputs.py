@@ -107,6 +107,22 @@ def window(db: Connection, output: int, position: int) -> tuple[int, bytes] | No
     return start, _unpack(codec, packed)
 
 
+def sound(db: Connection, output: int) -> int:
+    """How many bytes of an output are there, from its beginning to the first that is missing or damaged."""
+    end = 0
+    for start, size, codec, packed in db.execute(
+        "SELECT start, size, codec, data FROM chunks WHERE output = ? ORDER BY start", (output,)
+    ):
+        try:
+            whole = start == end and len(_unpack(codec, packed)) == size
+        except zlib.error:
+            whole = False
+        if not whole:
+            return end
+        end += size
+    return end
+
+
 def _pack(data: bytes) -> tuple[int, bytes]:
     if len(data) >= PLAIN:
         packed = zlib.compress(data, LEVEL)

@@ -22,7 +22,7 @@ from apsislib.states import finished
 from apsislib.store import files
 from apsislib.store.backlog import Backlog
 from apsislib.store.batches import write
-from apsislib.store.damage import unreadable
+from apsislib.store.damage import damaged_outputs, unreadable
 from apsislib.store.mending import mend
 from apsislib.store.pool import Pool
 from apsislib.store.reader import Reader
@@ -435,7 +435,7 @@ class Store:
             db = files.connect(self.path, "ro", self._timeout)
             try:
                 found = [text for (text,) in db.execute("PRAGMA integrity_check")]
-                return unreadable(db) if found == ["ok"] else found
+                return [*unreadable(db), *damaged_outputs(db)] if found == ["ok"] else found
             finally:
                 db.close()
         except sqlite3.Error as error:
