@@ -116,6 +116,8 @@ class Archive:
             text = f"{self.name} count {self._count} exhausted with {left}: raise count"
             report.failure(text, meta)
         else:
+            if self._stop.is_set() and remaining > 0:
+                report.log(f"{self.name} stopped with {remaining} eligible runs remaining")
             report.success(meta)
 
     def connect(self, run_id: str, run_state: Any, cfg: Mapping[str, Any], report: Reporter) -> None:

@@ -118,7 +118,9 @@ def test_a_crash_in_the_middle_loses_and_doubles_nothing(server: Server, tmp_pat
     assert rows(tmp_path / "old.db") == ids[:2]
     server.post(f"/runs/{slow}/stop")
     assert server.until(slow, *ENDS)["state"] == "success"
-    assert "goes on after the restart" in server.messages(slow)
+    messages = server.messages(slow)
+    assert "goes on after the restart" in messages
+    assert "archive stopped with 1 eligible runs remaining" in messages
     assert [is_there(server, run_id) for run_id in ids] == [False, False, True]
 
 
