@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import queue
+import resource
 import signal
 import socket
 import ssl
@@ -430,6 +431,57 @@ def test_what_a_server_asks_in_the_same_breath_as_it_closes_is_done(peer: Peer, 
     while link.result("new")["state"] == "running":
         pass
     assert link.output("new") == b"begun\n"
+
+
+BAD_DISK = """
+import errno
+import os
+
+pread = os.pread
+
+
+def failing(*args):
+    try:
+        with open(os.environ["FAULT"]) as fault:
+            raise {"EIO": OSError(errno.EIO, os.strerror(errno.EIO)), "": MemoryError()}[fault.read()]
+    except FileNotFoundError:
+        return pread(*args)
+
+
+os.pread = failing
+"""
+
+
+def test_output_that_cannot_be_read_costs_neither_the_connection_nor_the_agent(
+    peer: Peer, agents: Agents, tmp_path: Path
+) -> None:
+    fault = tmp_path / "fault"
+    (tmp_path / "sitecustomize.py").write_text(BAD_DISK)
+    agents(peer=peer, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "FAULT": str(fault)})
+    link = peer.link()
+    link.run("p", ["/bin/echo", "here"])
+    fault.write_text("EIO")
+    request = {"type": "ProcFdDataRequest", "proc_id": "p", "fd": "stdout", "start": 0, "stop": None}
+    link.send(**{"kind" if name == "type" else name: value for name, value in request.items()})
+    assert link.error() == "Input/output error (os error 5)"
+    # Whatever else goes wrong as a connection ends, another follows it.
+    fault.write_text("")
+    link.send_and_close(request)
+    link = peer.link()
+    fault.unlink()
+    assert link.output("p") == b"here\n"
+
+
+def test_output_is_had_from_an_agent_that_has_no_descriptor_left(peer: Peer, agents: Agents) -> None:
+    agent = agents(peer=peer)
+    link = peer.link()
+    link.run("p", ["/usr/bin/head", "-c", "1000000", "/dev/zero"])
+    _, hard = resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(agent.process.pid, resource.RLIMIT_NOFILE, (4, hard))
+    assert link.output("p") == bytes(1000000)
+    link.start("q", ["/bin/true"])
+    assert link.error() == "Too many open files (os error 24)"
+    link.delete("p")
 
 
 def test_a_server_that_registers_only_to_close_is_not_rushed_at(peer: Peer, agents: Agents) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import fcntl
 import logging
 import os
 from collections.abc import Iterator
@@ -47,6 +46,7 @@ class Capture:
                 raise
         else:
             self._file = self.child_fd = _unlinked_file(directory)
+        self._store = _Store(self._file)
 
     def started(self) -> None:
         """The child has its own copy: close ours, so that the pipe can come to its end."""
@@ -92,7 +92,7 @@ class Capture:
 
     def pieces(self, start: int, stop: int, size: int) -> Iterator[bytes]:
         """The same in pieces of at most `size` bytes; goes on though the record be deleted meanwhile."""
-        return Pieces(fcntl.fcntl(self._file, fcntl.F_DUPFD_CLOEXEC, 3), start, stop, size)
+        return Pieces(self._store, start, stop, size)
 
     def result(self) -> dict[str, Any]:
         """The `fds` entry of a result."""
@@ -116,19 +116,39 @@ class Capture:
         if self.child_fd not in (-1, self._file):
             os.close(self.child_fd)
         if self._file >= 0:
-            os.close(self._file)
+            self._store.release()
         self._file = self.child_fd = -1
 
 
-class Pieces(Iterator[bytes]):
-    """A range of output on its way to the server, with a descriptor of its own.
+class _Store:
+    """The file of one capture, closed when the last of those who read it has let go.
 
-    Not a generator: one that is dropped before its first piece would never close the descriptor.
+    Not a second descriptor for each: output must be had from an agent that has none left too.
     """
 
-    def __init__(self, fd: int, start: int, stop: int, size: int) -> None:
-        self._fd = fd
-        self._pieces = _pieces(fd, start, stop, size)
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._holders = 1
+
+    def hold(self) -> None:
+        self._holders += 1
+
+    def release(self) -> None:
+        self._holders -= 1
+        if not self._holders:
+            os.close(self.fd)
+
+
+class Pieces(Iterator[bytes]):
+    """A range of output on its way to the server, which holds the store until its end.
+
+    Not a generator: one that is dropped before its first piece would never let go.
+    """
+
+    def __init__(self, store: _Store, start: int, stop: int, size: int) -> None:
+        self._store: _Store | None = store
+        store.hold()
+        self._pieces = _pieces(store.fd, start, stop, size)
 
     def __next__(self) -> bytes:
         try:
@@ -138,9 +158,9 @@ class Pieces(Iterator[bytes]):
             raise
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        store, self._store = self._store, None
+        if store is not None:
+            store.release()
 
     def __del__(self) -> None:
         self.close()

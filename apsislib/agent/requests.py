@@ -8,6 +8,7 @@ from typing import Any
 
 from apsislib import wire
 from apsislib.agent.captures import Capture
+from apsislib.agent.children import os_error
 from apsislib.agent.procs import Procs
 from apsislib.agent.spec import parse_fd, parse_specs
 from apsislib.errors import BadRequest, NotFound
@@ -27,8 +28,11 @@ def answer(message: dict[str, Any], procs: Procs, shutdown_state: Callable[[], s
     except NotFound:
         return wire.proc_unknown(message["proc_id"])
     except BadRequest as error:
-        log.warning("%s refused: %s", message["type"], error)
-        return wire.request_error(message, str(error))
+        why = str(error)
+    except OSError as error:  # the disk that its output lies on, say: nothing that ends a connection mends
+        why = os_error(error)
+    log.warning("%s refused: %s", message["type"], why)
+    return wire.request_error(message, why)
 
 
 def _answer(message: dict[str, Any], procs: Procs, shutdown_state: Callable[[], str]) -> Answer | None:

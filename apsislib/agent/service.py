@@ -162,7 +162,10 @@ class Service:
         self._conn = None
         # What the server asked before the end is done, as by other agents, though nobody hears the answer.
         for message in self._inbox if was_registered else ():
-            answer(message, self._procs, lambda: self._shutdown.state)
+            try:
+                answer(message, self._procs, lambda: self._shutdown.state)
+            except Exception:  # an agent that did not come back over it would be lost with all it holds
+                log.error("%s failed", message["type"], exc_info=True)
         self._inbox.clear()
         self._clear_timer("register")
         self._clear_timer("ping")
