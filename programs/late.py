@@ -74,8 +74,9 @@ class Truths:
         if run is not None and run.state not in FINISHED and (run.run_state or {}).get("proc_id") == proc_id:
             return  # it will be watched: its record is the only witness of what became of it
         given_up: Json = (None if run is None else adrift(run)) or {}
-        wanted = run is not None and given_up.get("proc_id") == proc_id
-        program = self._load(run.program or {}).at_agent(run) if wanted and run is not None else None
+        program = None
+        if run is not None and given_up.get("proc_id") == proc_id:
+            program = self._load(run.program or {}).at_agent(run)
         if run is None or program is None:
             self._agents.dismiss(proc_id, conn_id, res)
             return
@@ -93,6 +94,14 @@ class Truths:
             self._host.note(run_id, text)
         after = _Afterwards(self._host, self._agents, before, proc_id)
         _LateProcess(after, before, conn_id, program, limits, dues).rejoin()
+
+        def look_whether_that_still_holds() -> None:
+            """A stop that came before it was watched has found nobody who could let go of it."""
+            now = self._host.stored(run_id)
+            if now is None or adrift(now) != given_up:
+                self._agents.abandon(proc_id, conn_id)
+
+        self._host.insist(look_whether_that_still_holds)
 
 
 def _as_it_was(run: Run, given_up: Json, limits: Limits) -> Run:

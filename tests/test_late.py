@@ -193,6 +193,22 @@ def test_a_program_that_is_followed_is_ended_as_soon_as_its_run_says_so() -> Non
     assert story.sent(90) == [(0, 15), (20, 9)]
 
 
+def test_an_order_that_comes_while_it_is_looked_up_is_not_missed() -> None:
+    story = Story()
+    load = story.truths._load
+
+    def slow(json: Any) -> Any:
+        meta = story.host.runs["r7"].meta
+        story.host.change("r7", meta={"given_up": {**meta["given_up"], "state": "stopping"}})
+        return load(json)
+
+    story.truths._load = slow
+    story.found()
+    assert story.agents.abandoned == [PROC] and story.agents.watchers == {}
+    story.found()  # which abandon() has led to
+    assert story.agents.abandoned == [PROC] and PROC in story.agents.watchers
+
+
 def test_a_process_that_can_not_be_followed_is_not_asked_about_for_ever(monkeypatch: Any) -> None:
     story = Story()
 
