@@ -14,9 +14,10 @@ def refusal(verb: str, run: Run, to: State | None = None) -> str | None:
     match verb:
         case "skip" | "start" if state not in (State.SCHEDULED, State.WAITING):
             return f"can't {verb} {run_id} in state {state}"
+        case "stop" | "signal" if adrift(run) is not None:
+            return None  # its program may still run
         case "stop" if state not in (State.STARTING, State.RUNNING, State.STOPPING):
-            # The program of one that was given up may still run.
-            return None if adrift(run) is not None else f"can't stop run {run_id}: run is {state}"
+            return f"can't stop run {run_id}: run is {state}"
         case "signal" if state not in (State.RUNNING, State.STOPPING):
             return f"invalid run state for signal: {state}"
         case "mark" if to not in FINISHED:

@@ -16,7 +16,7 @@ from typing import Any
 from apsislib import wire
 from apsislib.errors import FieldError
 from apsislib.runs import Finished, Json, Limits, Lost, Placed, Remark, Run
-from apsislib.states import State
+from apsislib.states import FINISHED, State
 from programs.base import (
     Bound,
     Expand,
@@ -208,16 +208,23 @@ class Procstar(Bound):
         state = run.run_state or {}
         proc_id, conn_id = state.get("proc_id"), state.get("conn_id")
         name = signal_name(signum)
+
+        def say(text: str) -> None:
+            if run.state in FINISHED:  # it was given up: a report on it would be ignored
+                host.note(run.run_id, text)
+            else:
+                host.report(run.run_id, Remark(text))
+
         if not deliverable(signum):
-            host.report(run.run_id, Remark(f"{name} was not sent: it would end agents too"))
+            say(f"{name} was not sent: it would end agents too")
             return
         if host.agents is None or proc_id is None or conn_id is None:
-            host.report(run.run_id, Remark(f"{name} was not sent: no agent has the process"))
+            say(f"{name} was not sent: no agent has the process")
             return
         process = host.agents.watcher(proc_id)
         if isinstance(process, Process) and process.over:
             # Agents signal the number that the process had, whoever has it by now.
-            host.report(run.run_id, Remark(f"{name} was not sent: the process has ended"))
+            say(f"{name} was not sent: the process has ended")
             return
 
         def fate(written: bool) -> None:
@@ -225,7 +232,7 @@ class Procstar(Bound):
                 return
             # What is meant to end the run is sent again by Process.registered.
             later = "it will be sent when the agent is back" if stop else "it was not sent"
-            host.report(run.run_id, Remark(f"{name}: agent {conn_id} is not connected, {later}"))
+            say(f"{name}: agent {conn_id} is not connected, {later}")
 
         if isinstance(process, Process):
             process.signal(signum, fate)

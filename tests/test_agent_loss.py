@@ -151,14 +151,17 @@ def test_what_was_to_end_is_ended_though_its_run_was_given_up_meanwhile(tmp_path
 
 def test_programs_of_runs_that_were_given_up_can_be_stopped_and_time_out(tmp_path: Path) -> None:
     sleeping = "program: {type: procstar-shell, command: 'echo begun; exec sleep 600'"
-    jobs = {"endless": sleeping + "}\n", "limited": sleeping + ", timeout: {duration: 6}}\n"}
+    jobs = {"endless": sleeping + "}\n", "limited": sleeping + ", timeout: {duration: 8}}\n"}
     with World(tmp_path, jobs, 1.0, LAUNCH, agents=1) as world:
         (agent,) = world.agents
-        limited, away, back = (begin(world, job_id) for job_id in ("limited", "endless", "endless"))
-        pids = [world.run(run_id)["meta"]["program"]["proc_stat"]["pid"] for run_id in (limited, away, back)]
+        runs = [begin(world, job_id) for job_id in ("endless", "endless", "endless", "limited")]
+        away, back, told, limited = runs
         agent.signal(signal.SIGSTOP)
-        for run_id in (limited, away, back):
+        pids = [world.run(run_id)["meta"]["program"]["proc_stat"]["pid"] for run_id in runs]
+        for run_id in runs:
             assert world.until(run_id, *ENDS)["state"] == "error"
+        world.post(f"/runs/{told}/signal/USR1")
+        until_said(world, told, "SIGUSR1: agent a1 is not connected, it was not sent")
         world.post(f"/runs/{away}/stop")
         assert world.run(away)["state"] == "error"
         world.kill_server()
@@ -167,12 +170,17 @@ def test_programs_of_runs_that_were_given_up_can_be_stopped_and_time_out(tmp_pat
         agent.signal(signal.SIGCONT)
         assert "late verdict: failure: killed by SIGTERM" in until_said(world, away, "to accept")
         until_said(world, back, "agent a1 is back and still runs the program (pid ")
-        for _ in range(2):  # a second one does no harm
-            answer = world.post("/bulk", {"operation": "stop", "runs": [back, away], "reason": "hangs"})
-            assert set(answer["refused"]) == {away} and answer["done"] in ([back], [])
+        until_said(world, told, "agent a1 is back and still runs the program (pid ")
+        signalled = {"operation": "signal", "signal": "USR1", "runs": [told]}
+        assert world.post("/bulk", signalled)["done"] == [told]
+        assert "late verdict: failure: killed by SIGUSR1" in until_said(world, told, "to accept")
+        stop = {"operation": "stop", "runs": [away, back], "reason": "hangs"}
+        answer = world.post("/bulk", stop)
+        assert (answer["done"], list(answer["refused"])) == ([back], [away])
+        assert away in world.post("/bulk", stop)["refused"]  # a second one does no harm
         said = until_said(world, back, "to accept")
         assert "late verdict: failure: killed by SIGTERM" in said and "reason: hangs" in said
-        verdict = "late verdict: failure: killed by SIGTERM (timeout after 6 s)"
+        verdict = "late verdict: failure: killed by SIGTERM (timeout after 8 s)"
         assert verdict in until_said(world, limited, "to accept")
         assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 

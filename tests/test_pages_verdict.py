@@ -54,6 +54,7 @@ def test_a_late_verdict_is_told_where_the_run_is_and_can_be_accepted_there(
             expect(told).to_contain_text("told how its program really ended: success, at 20")
             expect(told).to_contain_text("It stays error")
             expect(stop).to_have_count(0)
+            expect(page.get_by_role("button", name="kill", exact=True)).to_have_count(0)
             for n in range(2):
                 expect(rows.nth(n)).to_contain_text("ended later: success")
             accessible(page)

@@ -477,10 +477,15 @@ def test_the_program_of_a_run_that_was_given_up_is_stopped_where_it_is(sim: Sim)
     assert sim.log[run_id][told:] == [f"SIGINT is to end its program, {where}"]
     # Then it is found again, with the order.
     assert [e.run_state for e in sim.effects if isinstance(e, Forget)] == [order]
+    sim.kernel.signal_adrift(sim.rows[run_id], 10, wall)
+    (signal,) = [e for e in sim.kernel.outbox if isinstance(e, Signal)]
+    assert (signal.signum, signal.stop, signal.run.run_state) == (10, False, order)
     sim.kernel.offer(sim.rows[run_id], State.FAILURE, "killed by SIGINT", None, wall)
     sim.commit()
     with pytest.raises(RunError, match=f"can't stop run {run_id}: run is error"):
         sim.kernel.stop_adrift(sim.rows[run_id], wall)
+    with pytest.raises(RunError, match="invalid run state for signal: error"):
+        sim.kernel.signal_adrift(sim.rows[run_id], 10, wall)
 
 
 def test_who_comes_after_a_restart_queues_up_behind_who_was_waiting_before(sim: Sim) -> None:

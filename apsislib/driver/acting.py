@@ -128,7 +128,9 @@ class Acting:
     def _call_program(self, effect: Effect, run: Run) -> None:
         program = self._bound.get(run.run_id)
         if program is None:
-            program = self._bound[run.run_id] = self._parts.load_program(run.program or {})
+            program = self._parts.load_program(run.program or {})
+            if run.state not in FINISHED:
+                self._bound[run.run_id] = program
         match effect:
             case Launch():
                 program.launch(run, self._host)
@@ -141,7 +143,7 @@ class Acting:
             case Wake():
                 program.wake(run, self._host)
             case Forget(run_state=run_state):
-                del self._bound[run.run_id]
+                self._bound.pop(run.run_id, None)
                 program.forget(run.but(run_state=run_state), self._host)
 
     def _overtake_locked(self, effects: Iterable[Effect]) -> None:

@@ -16,6 +16,7 @@ from apsislib.scheduler import Scheduler
 from apsislib.states import FINISHED, State
 
 URGENT = ("stop", "signal")  # those overtake a failing disk
+Ended = Callable[[Scheduler, Run], None]
 
 
 class Operating:
@@ -37,17 +38,35 @@ class Operating:
 
     def stop_run(self, run_id: str, reason: str = "") -> Run:
         return self._operate(
-            run_id, "stop", reason, lambda k: k.stop(run_id, self._clock.wall(), self._clock.boot())
+            run_id,
+            "stop",
+            reason,
+            lambda k: k.stop(run_id, self._clock.wall(), self._clock.boot()),
+            lambda k, run: k.stop_adrift(run, self._clock.wall()),
         )
 
     def signal(self, run_id: str, signum: int, reason: str = "") -> Run:
-        return self._operate(run_id, "signal", reason, lambda k: k.signal(run_id, signum, self._clock.wall()))
+        return self._operate(
+            run_id,
+            "signal",
+            reason,
+            lambda k: k.signal(run_id, signum, self._clock.wall()),
+            lambda k, run: k.signal_adrift(run, signum, self._clock.wall()),
+        )
 
     def mark(self, run_id: str, state: State, reason: str = "") -> Run:
         run = self._looking.find_run(run_id)
         return self._operate(run_id, "mark", reason, lambda k: k.mark(run, state, self._clock.wall()))
 
-    def _operate(self, run_id: str, verb: str, reason: str, operation: Callable[[Scheduler], None]) -> Run:
+    def _operate(
+        self,
+        run_id: str,
+        verb: str,
+        reason: str,
+        operation: Callable[[Scheduler], None],
+        ended: Ended | None = None,
+    ) -> Run:
+        """`ended`: what is done to a run that is not in memory any more; None: nothing can be."""
         self._check_disk_for(verb)
         is_live = True
         with self._guard.hold() as kernel:
@@ -61,10 +80,11 @@ class Operating:
             run = kernel.runs.get(run_id)
             self._guard.wake_timer_locked()
         if not is_live:  # the database is asked, for which nobody else should wait
-            if verb != "stop":
+            if ended is None:
                 raise self._not_live(run_id, verb)
-            ticket = self._stop_adrift(run_id, reason)
-        self._wait(ticket, verb, verb in URGENT and run is not None and run.state not in FINISHED)
+            ticket = self._operate_ended(run_id, reason, ended)
+        is_order = verb == "stop" and (run is None or run.state in FINISHED)  # to be read from the disk
+        self._wait(ticket, verb, verb in URGENT and not is_order)
         return run or self._looking.find_run(run_id)
 
     def _give(self, kernel: Scheduler, run_id: str, reason: str) -> None:
@@ -72,14 +92,14 @@ class Operating:
         if reason:
             kernel.outbox.append(Note(run_id, self._clock.wall(), f"reason: {reason}"))
 
-    def _stop_adrift(self, run_id: str, reason: str) -> int:
-        """Stop the program of a run that was given up; the ticket. Raises as an operation does."""
+    def _operate_ended(self, run_id: str, reason: str, operation: Ended) -> int:
+        """The ticket. Raises as an operation does."""
 
-        def stop(kernel: Scheduler, run: Run) -> None:
-            kernel.stop_adrift(run, self._clock.wall())
+        def operate(kernel: Scheduler, run: Run) -> None:
+            operation(kernel, run)
             self._give(kernel, run_id, reason)
 
-        ticket = self._late.amend(run_id, stop)
+        ticket = self._late.amend(run_id, operate)
         if ticket is None:
             raise NotFound(f"unknown run {run_id}")
         return ticket
@@ -132,6 +152,13 @@ class Operating:
         if not dry_run:
             self._check_disk_for(verb)
         ticket, urgent = 0, verb in URGENT
+
+        def order(kernel: Scheduler, run: Run) -> None:
+            if verb == "stop":
+                kernel.stop_adrift(run, self._clock.wall())
+            else:
+                kernel.signal_adrift(run, signum, self._clock.wall())
+
         for at in range(0, len(run_ids), SLICE):
             some = run_ids[at : at + SLICE]
             with self._guard.store.read() as reader:
@@ -142,7 +169,7 @@ class Operating:
             ended: list[str] = []
             with self._guard.hold() as kernel:
                 for run_id in some:
-                    if verb == "stop" and run_id not in kernel.runs and _is_adrift(stored.get(run_id)):
+                    if verb in URGENT and run_id not in kernel.runs and _is_adrift(stored.get(run_id)):
                         ended.append(run_id)
                         continue
                     try:
@@ -156,9 +183,9 @@ class Operating:
                 self._guard.wake_timer_locked()
             for run_id in ended:
                 try:
-                    ticket = self._stop_adrift(run_id, reason)
+                    ticket = self._operate_ended(run_id, reason, order)
                     done[run_id] = run_id
-                    urgent = False
+                    urgent = verb == "signal"
                 except ApsisError as error:
                     refused[run_id] = str(error)
         if ticket:

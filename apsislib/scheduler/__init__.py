@@ -28,7 +28,7 @@ from itertools import islice
 from apsislib.conditions import OCCUPYING, Verdict
 from apsislib.errors import RunError
 from apsislib.operations import refusal
-from apsislib.runs import Alarm, Effect, Forget, Job, Json, Run, Wake
+from apsislib.runs import Alarm, Effect, Forget, Job, Json, Run, Wake, adrift
 from apsislib.scheduler import lateness, restoring
 from apsislib.scheduler.ahead import Ahead
 from apsislib.scheduler.executing import Executing, given_up
@@ -309,15 +309,28 @@ class Scheduler:
 
     def stop_adrift(self, run: Run, wall: float) -> None:
         """Have the program of a run stopped that was given up; `run` as for mark()."""
-        run = self.runs.get(run.run_id, run)
-        said = refusal("stop", run)
-        if said is not None:
-            raise RunError(said)
+        run = self._adrift("stop", run)
         self.amended += 1
         self._executing.stop_adrift(run, wall)
 
     def signal(self, run_id: str, signum: int, wall: float) -> None:
-        self._executing.signal(self._operand("signal", run_id), signum, wall, stop=False)
+        run = self._operand("signal", run_id)
+        if run.state in FINISHED:
+            self.signal_adrift(run, signum, wall)
+        else:
+            self._executing.signal(run, signum, wall, stop=False)
+
+    def signal_adrift(self, run: Run, signum: int, wall: float) -> None:
+        """Signal the program of a run that was given up; `run` as for mark()."""
+        run = self._adrift("signal", run)
+        self._executing.signal(run.but(run_state=adrift(run)), signum, wall, stop=False)
+
+    def _adrift(self, verb: str, run: Run) -> Run:
+        run = self.runs.get(run.run_id, run)
+        said = refusal(verb, run)
+        if said is not None:
+            raise RunError(said)
+        return run
 
     def mark(self, run: Run, state: State, wall: float) -> None:
         """`run`: as stored, if it is not in memory any more."""

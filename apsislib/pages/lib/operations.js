@@ -22,12 +22,15 @@ const DETAIL = {
   kill: "SIGKILL is sent to its program, which cannot clean up.",
 };
 
-/** It was given up, its program may go on, and nobody has said that this is to end. */
-const isAdrift = (run) => Boolean(run.meta?.given_up) && !run.meta.late_verdict
-  && run.meta.given_up.state !== "stopping" && !run.meta.given_up.stop_asked;
+/** In which state its program may still be, of a run that was given up; else undefined. */
+function adrift({ state, meta }) {
+  const was = meta?.given_up;
+  if (!was || meta.late_verdict || !FINISHED.includes(state)) return undefined;
+  return was.state === "stopping" || was.stop_asked ? "stopping" : "running";
+}
 
 export const verbsOf = (run) => OPERATIONS[run.state]
-  ?? (FINISHED.includes(run.state) ? [...(isAdrift(run) ? ["stop"] : []), "rerun"] : []);
+  ?? (FINISHED.includes(run.state) ? [...(OPERATIONS[adrift(run)] ?? []), "rerun"] : []);
 export const marksOf = (run) => (FINISHED.includes(run.state) ? FINISHED.filter((state) => state !== run.state) : []);
 
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
@@ -43,9 +46,9 @@ const query = (why) => (why === null ? "" : `?${new URLSearchParams({ reason: wh
 /** Ask, then do it. Resolves to the server's answer, null if it was not done. */
 export function operate(run, verb) {
   const [field, why] = whyField();
-  const detail = verb === "stop" && isAdrift(run)
-    ? `The run was given up, and stays ${run.state}. Its program may still run: it is stopped at once, or when its agent is back.`
-    : DETAIL[verb];
+  const when = { stop: "is stopped at once, or when its agent is back", terminate: "is sent SIGTERM if its agent is connected",
+    kill: "is sent SIGKILL if its agent is connected" }[verb];
+  const detail = when && adrift(run) ? `The run was given up, and stays ${run.state}. Its program may still run: it ${when}.` : DETAIL[verb];
   return ask({
     question: `${capital(verb)} run ${run.run_id} of ${run.job_id}?`,
     detail: [detail ? el("p", { class: "soft" }, detail) : null, field],
