@@ -7,12 +7,14 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
 from installation import PROGRAM, Installation, every
 
+from apsislib.api import export as exporting
 from apsislib.runs import Run, Save
 from apsislib.states import State
 
@@ -123,6 +125,29 @@ def test_pages_by_latest_transition_neither_repeat_nor_leave_out(site: Installat
         if cursor is None:
             break
     assert found == [f"r{5000 + n}" for n in reversed(range(COUNT))]
+
+
+@pytest.mark.parametrize("order", ["latest", "earliest"])
+def test_a_run_that_changes_while_the_file_is_made_is_in_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(exporting, "PAGE", 2)
+    site = Installation(tmp_path, JOBS).start()
+    now = site.clock.wall()
+
+    def save(number: int, state: State, time: float) -> Save:
+        return Save(Run(f"r{number}", "etl/load", {}, state, time, {state.value: time}))
+
+    try:
+        site.store.wait(site.store.put([save(n, State.RUNNING, now - 9000 + n) for n in range(1, 11)]), 20)
+        pages = exporting._pages(site.server.parts, [], order == "earliest")
+        found = [run.number for run in next(pages)]
+        # One that was sent, and one that was not, end meanwhile.
+        site.store.wait(site.store.put([save(n, State.SUCCESS, site.clock.wall()) for n in (2, 9, 5)]), 20)
+        found += [run.number for page in pages for run in page]
+        assert sorted(found) == list(range(1, 11))
+    finally:
+        site.stop()
 
 
 def test_words_are_completed_from_the_jobs(site: Installation) -> None:

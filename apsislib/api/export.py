@@ -27,6 +27,7 @@ from apsislib.terms import Term
 from apsislib.times import format_time
 
 PAGE = 500  # runs read and sent in one go
+MARGIN = 60.0  # s; a transition may be on disk so much later than it was decided, on a slow one
 COLUMNS = ("run_id", "job_id", "state", "schedule", "start", "end", "elapsed", "args", "labels", "alarms")
 COMPLETIONS = 12  # of a kind
 
@@ -54,15 +55,43 @@ def runs(parts: Parts, request: Request) -> Response:
 
 
 def _pages(parts: Parts, wanted: list[Term], oldest: bool) -> Iterator[list[Run]]:
-    place = None
-    with parts.files.take():
+    """Each run once, also of those that change while the file is sent, and so have another place.
+
+    Of such a one the newest state need not be in it, and it may stand at the end.
+    """
+    sent = _Numbers()
+    begun = parts.clock.wall()
+
+    def walk(place: tuple[float, int] | None, oldest: bool) -> Iterator[list[Run]]:
         while True:
             # A transaction a page: a client that reads slowly holds none open.
             with parts.store.read() as reader:
                 page, place = reader.search_by_time(wanted, place, PAGE, oldest)
-            yield page
+            yield [run for run in page if sent.add(run.number)]
             if place is None:
                 return
+
+    with parts.files.take():
+        yield from walk(None, oldest)
+        if not oldest:
+            # What has changed since is at the beginning now, where we were before.
+            yield from walk((begun - MARGIN, 0), True)
+
+
+class _Numbers:
+    """A set of run numbers, of which a million take 125 kB."""
+
+    def __init__(self) -> None:
+        self._bits: dict[int, bytearray] = {}
+
+    def add(self, number: int) -> bool:
+        """False: it was there."""
+        block, bit = divmod(number, 1 << 15)
+        bits = self._bits.setdefault(block, bytearray(1 << 12))
+        mask = 1 << (bit & 7)
+        new = not bits[bit >> 3] & mask
+        bits[bit >> 3] |= mask
+        return new
 
 
 def _as_json(pages: Iterable[list[Run]]) -> Iterator[bytes]:
