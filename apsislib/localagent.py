@@ -160,7 +160,7 @@ class LocalAgent:
             while self._wait_for_end():
                 log.warning("the local agent has ended; starting another")
                 while not self._replace():
-                    if select.select([self._stop], [], [], REFUSED)[0]:
+                    if self._told_to_stop(REFUSED):
                         return
         except Exception:
             log.exception("the local agent is not looked after any more; restart the server")
@@ -172,16 +172,27 @@ class LocalAgent:
                 process = os.pidfd_open(self.identity.pid)
                 break
             except ProcessLookupError:
-                return not select.select([self._stop], [], [], CRASHED)[0]
+                return not self._told_to_stop(CRASHED)
             except OSError:  # no descriptor is left: whether it lives is seen when there is one
-                if select.select([self._stop], [], [], CRASHED)[0]:
+                if self._told_to_stop(CRASHED):
                     return False
         try:
-            ready = select.select([process, self._stop], [], [])[0]
+            if self._told_to_stop(None, process):
+                return False
         finally:
             os.close(process)
-        if self._stop in ready:
-            return False
         if self._child is not None:
             self._child.wait()
-        return not select.select([self._stop], [], [], CRASHED)[0]
+        else:
+            with contextlib.suppress(ChildProcessError):  # ours where this process has restarted itself
+                os.waitpid(self.identity.pid, 0)
+        return not self._told_to_stop(CRASHED)
+
+    def _told_to_stop(self, seconds: float | None, process: int | None = None) -> bool:
+        """Wait so long, and for the end of `process`, unless stop() was called; whether it was."""
+        poll = select.poll()  # not select(), which knows no descriptor above 1,023
+        for descriptor in (self._stop, process):
+            if descriptor is not None:
+                poll.register(descriptor, select.POLLIN)
+        ready = poll.poll(None if seconds is None else seconds * 1000)
+        return any(descriptor == self._stop for descriptor, _ in ready)

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import requests
 from server import ENDS, Server
 
 from apsislib.errors import BadRequest
-from apsislib.localagent import Identity
+from apsislib.localagent import Identity, LocalAgent
 
 JOBS = {
     "long": (
@@ -95,6 +96,44 @@ def test_an_agent_that_dies_is_replaced_and_its_runs_are_errors_at_once(server: 
     assert after["pid"] != before["pid"]
     assert (after["conn_id"], after["port"]) == (before["conn_id"], before["port"])
     assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
+def test_an_agent_is_replaced_by_a_server_that_holds_thousands_of_descriptors(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, before[1]), before[1]))
+    local = LocalAgent(tmp_path / "agent.json")
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # as many as 400 agents take
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as door:
+            local.start(door.getsockname()[1])
+            for _ in range(2):
+                first = local.identity.pid
+                os.kill(first, signal.SIGKILL)
+                end = time.monotonic() + 60
+                while local.identity.pid == first:
+                    assert time.monotonic() < end
+                    time.sleep(0.01)
+    finally:
+        local.stop()
+        os.kill(local.identity.pid, signal.SIGKILL)
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_an_agent_that_ends_after_a_restart_leaves_no_zombie(server: Server) -> None:
+    first = pid(server)
+    assert server.process is not None
+    requests.post(f"{server.url[:-3]}/control/shut_down?restart", timeout=60).raise_for_status()
+    end = time.monotonic() + 60
+    while "serving http" not in server.log().partition(" restarting\n")[2]:
+        assert time.monotonic() < end and server.process.poll() is None, server.process.poll()
+        time.sleep(0.02)
+    os.kill(first, signal.SIGKILL)
+    while pid(server) == first:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert not Path(f"/proc/{first}").exists()
 
 
 def test_the_secret_of_the_agent_is_for_its_owner_only(server: Server) -> None:
