@@ -168,6 +168,15 @@ def test_a_row_that_cannot_be_read_does_not_end_the_history(site: Installation) 
     assert found == [f"r{300_000 + n}" for n in reversed(range(30)) if n != 27]
 
 
+def test_a_clock_that_was_wrong_for_one_run_hides_no_others(site: Installation) -> None:
+    now = site.clock.wall()
+    past(site, "no rtc", 400_000, [(State.SUCCESS, now - 3600 + n, 1.0) for n in range(10)])
+    with closing(sqlite3.connect(site.store.path)) as db, db:
+        db.execute("UPDATE runs SET timestamp = 5.0, schedule = 4.0 WHERE number = 400008")
+    found = get(site, "days", job_id="no rtc")
+    assert sum(counts["success"] for counts in found["days"].values()) == 9 and found["next"] is None
+
+
 def test_a_mark_changes_the_outcome_but_not_the_duration(site: Installation) -> None:
     run_id = site.make("fails", args={"n": "1"})["run_id"]
     before = get(site, "history", job_id="fails", limit=1)["runs"][0]

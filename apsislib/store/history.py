@@ -120,8 +120,8 @@ def outcomes(
     found: list[tuple[State, float]] = []
     ended = {state.value: state for state in FINISHED}
     for _, state, due, timestamp in rows:
-        if timestamp < since:
-            return found, None
-        if state in ended and is_instant(due):
+        # One that is older is no sign that all before it are: a clock may have been wrong for a while.
+        if timestamp >= since and state in ended and is_instant(due):
             found.append((ended[state], due))
-    return found, rows[-1][0] if len(rows) == limit else None
+    more = len(rows) == limit and rows[-1][3] >= since
+    return found, rows[-1][0] if more else None
