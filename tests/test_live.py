@@ -411,6 +411,23 @@ def test_without_a_start_only_new_output_is_told(site: Installation) -> None:
         assert list(parts(ws)) == [(3, b"new", 6)]
 
 
+def test_what_is_printed_just_as_a_follower_comes_is_told_without_more(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = running(site)
+    site.print(run_id, [b"old"])
+    subscribe = site.feed.subscribe
+
+    def late(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(site.feed, "subscribe", subscribe)
+        site.print(run_id, [b"new"], at=3)
+        return subscribe(*args, **options)
+
+    monkeypatch.setattr(site.feed, "subscribe", late)
+    with follow(site, f"/runs/{run_id}/output/output/updates") as ws:
+        assert next(parts(ws)) == (3, b"new", 6)
+
+
 def test_a_follower_goes_on_where_it_was_and_is_told_where_that_is(site: Installation) -> None:
     run_id = running(site)
     site.print(run_id, [b"0123456789"])

@@ -33,8 +33,8 @@ class OutputUpdates(Subscriber):
         start = self._start()
         if run.state in FINISHED:
             self._end()
-        if start is not None:
-            self._send_to(self._length(), even_if_empty=True)
+        # Also of what was printed after __init__() and before we were told of it.
+        self._send_to(self._length(), even_if_empty=start is not None)
         while True:
             found = self.changes(PING)
             ended = any(isinstance(e, Save) and e.run.state in FINISHED for e in found)
