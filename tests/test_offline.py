@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import pytest
 from server import ENDS, Server
+from storing import a_run, opened, put
+
+from apsislib.runs import Save
 
 JOBS = {
     "job": "params: [n]\nprogram: {type: procstar-shell, command: 'echo number {{ n }}'}\n",
@@ -124,6 +128,25 @@ def test_a_disk_that_refuses_ends_a_command_with_a_sentence(server: Server, tmp_
     assert said.returncode == 1 and said.stdout == "", said.stderr
     assert "error: not on disk yet: " in said.stderr or "error: database " in said.stderr, said.stderr
     assert server.command("purge", "-d", str(database), "--age", "0").stdout == "4 runs deleted\n"
+
+
+def test_ctrl_c_ends_a_purge_after_its_step_and_what_was_done_is_told(tmp_path: Path) -> None:
+    database = tmp_path / "apsis.db"
+    count = 20_000
+    with opened(database) as (store, _):
+        put(store, *(Save(a_run(number)) for number in range(1, count + 1)))
+    argv = [*Server.program, "purge", "-d", str(database), "--age", "0"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as purge:
+        with closing(sqlite3.connect(database, timeout=60)) as db:
+            while db.execute("SELECT count(*) FROM runs").fetchone()[0] == count:
+                assert purge.poll() is None
+        purge.send_signal(signal.SIGINT)
+        printed, said = purge.communicate(timeout=60)
+        left = count - int(printed.split()[0].replace(",", ""))
+    assert purge.returncode == 130 and printed.endswith("runs deleted\n")
+    assert 0 < left < count and said == f"interrupted: {left:,} runs of that age remain\n"
+    with opened(database) as (store, _), store.read() as reader:
+        assert reader.count() == left
 
 
 def test_on_a_terminal_there_is_a_progress_bar(server: Server, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from apsislib.states import State
 
 ALL = sys.maxsize
+INTERRUPTED = 130  # exit status
 
 
 def add_commands(commands: Any) -> None:
@@ -67,3 +68,6 @@ def _run(args: argparse.Namespace) -> int:
     except (ApsisError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from apsislib import config as configs
 from apsislib.clock import Clock, Deadline, WallClock
 from apsislib.errors import BadRequest
+from apsislib.offline import INTERRUPTED
 from apsislib.offline.progress import Progress
 from apsislib.runs import instance
 from apsislib.store import CANT_READ, Store, aside_of
@@ -37,14 +40,36 @@ def purge(args: argparse.Namespace) -> int:
 def _retire(args: argparse.Namespace, path: Path | None) -> int:
     clock = WallClock()
     before = clock.wall() - _duration(args.age)
-    with _opened(args, clock) as store:
+    with _opened(args, clock) as store, _stopped_by_ctrl_c() as stop:
         upkeep = Upkeep(store, clock)
         with Progress(min(args.count, upkeep.count(before)), "runs") as progress:
-            done = upkeep.retire(before, args.count, path, progress=lambda done: progress(done.runs))
+            done = upkeep.retire(
+                before, args.count, path, progress=lambda done: progress(done.runs), stop=stop
+            )
+        remaining = upkeep.count(before) - len(done.left) if stop.is_set() else 0
     for line in describe(done):
         print(line, file=sys.stderr)
     print(f"{done.runs:,} runs {'deleted' if path is None else f'moved to {path}'}")
+    if stop.is_set():
+        print(f"interrupted: {remaining:,} runs of that age remain", file=sys.stderr)
+        return INTERRUPTED
     return 1 if done.left else 0
+
+
+@contextmanager
+def _stopped_by_ctrl_c() -> Iterator[Event]:
+    """Set by the first Ctrl-C, so that what was done can be told; the second ends the command at once."""
+    stop = Event()
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def vacuum(args: argparse.Namespace) -> int:
