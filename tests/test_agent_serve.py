@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,3 +142,33 @@ def test_changes_by_http_are_told_to_the_server() -> None:
     finally:
         agent.kill()
         peer.close()
+
+
+def test_a_client_that_cannot_be_accepted_waits_and_costs_nothing() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    agent = Agent("--serve", "--serve-port", str(port))
+    pid = agent.process.pid
+    try:
+        assert agent.process.stderr is not None
+        while "serving" not in agent.process.stderr.readline():
+            pass
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+            while "cannot accept a connection" not in agent.process.stderr.readline():
+                pass
+            began = used(pid)
+            time.sleep(0.5)
+            assert used(pid) - began < 0.1
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+            client.sendall(b"GET /procs HTTP/1.0\r\nHost: 127.0.0.1:%d\r\n\r\n" % port)
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+    finally:
+        agent.kill()
+
+
+def used(pid: int) -> float:
+    """Seconds of processor time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -34,6 +34,7 @@ MAX_HEAD = 16 * 1024  # bytes of request line and headers
 MAX_BODY = 16 << 20  # bytes
 MAX_CLIENTS = 64
 IDLE = 60.0  # seconds without a byte in either direction
+PAUSE = 1.0  # seconds without accepting after it has failed
 PIECE = 256 * 1024  # bytes of output read at a time
 
 PHRASES = {
@@ -70,20 +71,31 @@ class Serve:
         self._sock = socket.create_server(("127.0.0.1", port), backlog=64)
         self._sock.setblocking(False)
         self.port: int = self._sock.getsockname()[1]
-        loop.watch(self._sock.fileno(), READ, self._accept)
+        self._pause: Timer | None = None
+        self._listen()
         log.info("serving http://127.0.0.1:%d/procs", self.port)
 
     def close(self) -> None:
         for client in tuple(self._clients):
             client.close()
+        if self._pause is not None:
+            self._pause.cancel()
         self._loop.unwatch(self._sock.fileno())
         self._sock.close()
+
+    def _listen(self) -> None:
+        self._loop.watch(self._sock.fileno(), READ, self._accept)
 
     def _accept(self, events: int) -> None:
         try:
             sock, _ = self._sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it has left already
+            return
         except OSError as error:
-            log.debug("accept: %s", error)
+            # No descriptor is left, say. Who waits goes on waiting: without a pause the loop would spin.
+            log.warning("cannot accept a connection, pausing: %s", error)
+            self._loop.unwatch(self._sock.fileno())
+            self._pause = self._loop.call_after(PAUSE, self._listen)
             return
         if len(self._clients) >= MAX_CLIENTS:
             sock.close()
