@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -63,6 +64,36 @@ def test_what_is_left_of_a_program_is_killed_and_its_cgroup_removed(subtree: Pat
     loop.soon(stop_when_gone)
     loop.run()
     loop.close()
+
+
+def test_a_cgroup_is_ended_and_none_left_where_no_descriptor_is(subtree: Path) -> None:
+    loop = Loop(WallClock())
+    cgroup = Cgroup(subtree / "one")
+    assert cgroup.entrance is not None
+    child = subprocess.Popen(["/bin/sleep", "60"])
+    os.write(cgroup.entrance, str(child.pid).encode())
+    cgroup.entered()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        cgroup.end(loop)
+        with pytest.raises(OSError, match="Too many open files"):
+            Cgroup(subtree / "two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert not (subtree / "two").exists() and cgroup.path.exists()
+    assert child.poll() is None
+
+    def stop_when_gone() -> None:
+        if cgroup.path.exists():
+            loop.call_after(0.01, stop_when_gone)
+        else:
+            loop.stop()
+
+    loop.soon(stop_when_gone)
+    loop.run()
+    loop.close()
+    assert child.wait(60) == -signal.SIGKILL
 
 
 def test_a_limit_that_the_kernel_does_not_offer_is_said_and_not_fatal(subtree: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from apsislib.agent.loop import READ, Loop
+from apsislib.agent.procs import Proc, Procs
+from apsislib.agent.spec import parse_specs
 from apsislib.clock import WallClock
 
 
@@ -88,3 +90,22 @@ def test_a_callback_that_fails_costs_only_itself(loop: Loop, caplog: pytest.LogC
     os.close(reader)
     os.close(writer)
     assert len(calls) == 3 and caplog.text.count("RuntimeError: a bug") == 3
+
+
+def test_the_end_of_a_program_that_fails_to_be_told_hides_no_other(loop: Loop) -> None:
+    procs = Procs(loop, {})
+    told: list[str] = []
+
+    def observe(event: str, proc: Proc) -> None:
+        if event == "stopped":
+            told.append(proc.proc_id)
+            raise MemoryError
+
+    procs.observers.append(observe)
+    procs.start(parse_specs({name: {"argv": ["/bin/true"]} for name in "abc"}), "active")
+    for proc in procs.running:
+        os.waitid(os.P_PID, proc.pid, os.WEXITED | os.WNOWAIT)
+    procs.reap()
+    assert sorted(told) == ["a", "b", "c"] and not procs.running
+    for proc_id in "abc":
+        procs.delete(proc_id)

@@ -23,6 +23,7 @@ from apsislib.agent.spec import Limits
 
 log = logging.getLogger(__name__)
 
+RETRY = 1.0  # seconds until one that could not be ended is tried again
 CONTROLLERS = ("memory", "pids")
 MAX = 2**64 - 1  # systemd's way to say that there is no limit
 FILES = {
@@ -43,8 +44,12 @@ class Cgroup:
     def __init__(self, path: Path) -> None:
         self.path = path
         os.mkdir(path)
-        # Opened by us, so that the child needs no right to it, only the descriptor.
-        self.entrance: int | None = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            # Opened by us, so that the child needs no right to it, only the descriptor.
+            self.entrance: int | None = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        except OSError:
+            os.rmdir(path)
+            raise
 
     def limit(self, limits: Limits) -> list[str]:
         """Apply what can be applied; what cannot, in words."""
@@ -113,7 +118,12 @@ class Cgroup:
             self._kill_each()
         if self._remove():
             return
-        events = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            events = os.open(self.path / "cgroup.events", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:  # no descriptor is left, say
+            log.warning("cgroup %s not watched: %s", self.path, error)
+            loop.call_after(RETRY, lambda: self.end(loop))
+            return
 
         def changed(_: int) -> None:
             os.pread(events, 4096, 0)  # a read is what arms the next event

@@ -207,8 +207,12 @@ class Procs:
             if proc is not None:
                 proc.last_stat = results.proc_stat(proc.pid, self._clock) or proc.last_stat
             _, status, rusage = os.wait4(ended.si_pid, 0)
-            if proc is not None:
+            if proc is None:
+                continue
+            try:
                 self._ended(proc, status, rusage)
+            except Exception:  # the others have ended too, and no signal will say so again
+                log.error("proc %s: its end was not dealt with", proc.proc_id, exc_info=True)
 
     # -- a start, step by step
 
