@@ -8,6 +8,7 @@ a file beside the database. An agent that was left alone, without server and pro
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -77,6 +78,22 @@ class Identity:
         except OSError:
             return False
 
+    def found(self) -> Identity:
+        """Me, with the pid of the process that has my conn_id, if one does.
+
+        A server that was killed, or whose disk was full, may have started it and not written so.
+        """
+        if self.pid == 0 or self.alive():
+            return self
+        for at in Path("/proc").glob("[0-9]*"):
+            try:
+                argv = (at / "cmdline").read_bytes().split(b"\0")
+            except OSError:  # it has ended
+                continue
+            if (b"--conn-id", self.conn_id.encode()) in itertools.pairwise(argv):
+                return replace(self, pid=int(at.name))
+        return self
+
 
 class LocalAgent:
     """Keeps one agent process alive while the server runs."""
@@ -95,6 +112,7 @@ class LocalAgent:
 
     def start(self, port: int) -> None:
         """The agent server listens on `port` of loopback: start the agent, or leave the living one."""
+        written, self.identity = self.identity, self.identity.found()
         if self.identity.port != port and self.identity.alive():
             # It would look for the server at the old port for ever; its programs are lost to us anyway.
             log.warning("the local agent was told another port; it is asked to end")
@@ -105,6 +123,7 @@ class LocalAgent:
             log.info("the local agent lives: pid=%d", self.identity.pid)
         else:
             self._begin()
+        if self.identity != written:
             self.identity.write(self._path)
         self._thread.start()
 

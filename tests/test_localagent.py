@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,6 +151,22 @@ def test_an_agent_that_died_while_no_server_was_there_is_replaced_at_the_start(s
     server.start()
     assert pid(server) != before
     assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
+def test_an_agent_whose_pid_was_not_written_any_more_is_found_and_stays_the_only_one(server: Server) -> None:
+    """Two of one conn_id would drive each other away, and each end the runs of the other."""
+    agent = pid(server)
+    run_id = begin(server)
+    server.end(signal.SIGKILL)
+    ended = subprocess.Popen(["/bin/true"])
+    ended.wait()
+    text = json.dumps(identity(server) | {"pid": ended.pid})
+    (server.directory / "apsis.db.agent.json").write_text(text)
+    server.start()
+    (server.directory / "go").touch()
+    assert server.until(run_id, *ENDS)["state"] == "success"
+    assert server.output(run_id) == b"begun\ndone\n"
+    assert pid(server) == agent
 
 
 def test_another_process_with_the_pid_is_not_taken_for_the_agent() -> None:
