@@ -15,6 +15,7 @@ import requests
 from installation import PROGRAM, Installation, every
 
 from apsislib.api import export as exporting
+from apsislib.errors import Unavailable
 from apsislib.runs import Run, Save
 from apsislib.states import State
 
@@ -100,6 +101,27 @@ def test_only_a_few_files_are_made_at_once_and_a_client_that_leaves_frees_its_pl
     while parts.files._taken:
         ended.wait(0.01)
     assert len(export(site).json()) == COUNT
+
+
+def test_a_client_that_knows_no_chunks_gets_the_file_as_it_is_or_a_reset(
+    site: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = b"GET /api/v1/export/runs?format=csv&order=earliest HTTP/1.0\r\n\r\n"
+    head, _, body = site.raw(ask).partition(b"\r\n\r\n")
+    assert b"transfer-encoding" not in head and b"connection: close" in head
+    assert body == export(site, format="csv", order="earliest").content
+
+    monkeypatch.setattr(exporting, "PAGE", 100)
+    read, count = site.store.read, iter(range(1000))
+
+    def fails() -> Any:
+        if next(count) == 3:
+            raise Unavailable("the disk is gone")
+        return read()
+
+    monkeypatch.setattr(site.store, "read", fails)
+    with pytest.raises(ConnectionResetError):
+        site.raw(ask)
 
 
 def test_files_are_as_the_search_and_errors_are_said_before(site: Installation) -> None:

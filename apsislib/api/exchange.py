@@ -7,6 +7,7 @@ import enum
 import http.server
 import logging
 import socket
+import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -104,7 +105,10 @@ class Exchange(http.server.BaseHTTPRequestHandler):
             answer = self.server.answer(request)
         self._log(answer.status)
         keep = keep and not answer.close and not self.server.closing.is_set()
-        self._send(answer, request.method == "HEAD", keep)
+        if head.partition(b"\r\n")[0].endswith(b"HTTP/1.0") and not answer.measured:
+            self._send_to_the_end(answer, request.method == "HEAD")
+        else:
+            self._send(answer, request.method == "HEAD", keep)
         if answer.after is not None:
             answer.after()
         return keep
@@ -222,6 +226,18 @@ class Exchange(http.server.BaseHTTPRequestHandler):
                 head = b""
             if head:
                 self.sock.sendall(head)
+
+    def _send_to_the_end(self, answer: Response, head_only: bool) -> None:
+        """To a client of HTTP/1.0, which knows no chunks: only a reset tells it that a body is not whole."""
+        self._wait_for(SEND)
+        self.sock.sendall(answer.head(close=True, chunks=False))
+        try:
+            for piece in () if head_only else answer.body:
+                self.sock.sendall(piece)  # type: ignore[arg-type]
+        except BaseException:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.sock.close()
+            raise
 
     def _make_room(self) -> None:
         """Tell the client why, if that can be done without waiting."""

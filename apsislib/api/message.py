@@ -119,12 +119,20 @@ class Response:
     after: Callable[[], None] | None = None  # called once the answer is sent
     close: bool = False  # the connection ends with this answer
 
-    def head(self, close: bool) -> bytes:
+    @property
+    def measured(self) -> bool:
+        return isinstance(self.body, bytes) or self.length is not None
+
+    def head(self, close: bool, chunks: bool = True) -> bytes:
+        """`chunks`: whether the client knows them. For one that does not, the end of the connection is that
+        of a body of unknown length."""
         length = len(self.body) if isinstance(self.body, bytes) else self.length
         start = f"HTTP/1.1 {self.status} {_REASONS.get(self.status, 'Unknown')}\r\n"
         lines = "".join(f"{name}: {value}\r\n" for name, value in self.headers)
-        size = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-        fields = f"{size}\r\ncontent-type: {self.content_type}\r\n"
+        size = "transfer-encoding: chunked\r\n" if chunks else ""
+        if length is not None:
+            size = f"content-length: {length}\r\n"
+        fields = f"{size}content-type: {self.content_type}\r\n"
         connection = "close" if close else "keep-alive"
         tail = f"connection: {connection}\r\nx-content-type-options: nosniff\r\n\r\n"
         return (start + fields + lines + tail).encode("latin-1")
