@@ -164,6 +164,10 @@ def test_programs_of_runs_that_were_given_up_can_be_stopped_and_time_out(tmp_pat
         until_said(world, told, "SIGUSR1: agent a1 is not connected, it was not sent")
         world.post(f"/runs/{away}/stop")
         assert world.run(away)["state"] == "error"
+        for run_id, what in ((back, f"until apsis stop {back} ends it"), (away, "and is to end")):
+            found = world.run(run_id)
+            shown = run_block(found, found["times"]["error"], Terminal(), utc=True)
+            assert f"given up: its program may still run, {what}" in shown
         world.kill_server()
         world.start_server()
         world.await_serving()

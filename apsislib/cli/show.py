@@ -138,7 +138,12 @@ def run_block(run: Json, now: str, terminal: Terminal, utc: bool) -> list[str]:
     lines += [
         plain(f"{alarm}: {reasons[alarm]}" if alarm in reasons else alarm) for alarm in run.get("alarms", ())
     ]
-    late = (run.get("meta") or {}).get("late_verdict")
+    meta = run.get("meta") or {}
+    late, was = meta.get("late_verdict"), meta.get("given_up")
+    if not late and isinstance(was, dict):
+        ending = was.get("state") == "stopping" or was.get("stop_asked")
+        what = "and is to end" if ending else f"until apsis stop {run['run_id']} ends it"
+        lines.append(f"given up: its program may still run, {what}")
     if late and late["state"] not in ("error", run["state"]):
         lines.append(f"late verdict: {late['state']} (apsis mark {late['state']} {run['run_id']} accepts it)")
     return [*lines, ""]
