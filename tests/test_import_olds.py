@@ -217,6 +217,16 @@ def test_what_is_not_needed_to_know_how_a_run_ended_may_be_damaged(tmp_path: Pat
     }
 
 
+def spoil(path: Path, table: str) -> None:
+    """Make the middle one of the pages with a table's rows unreadable."""
+    sql = "SELECT pageno FROM dbstat WHERE name = ? AND pagetype = 'leaf'"
+    spots = select(path, sql, table)
+    data = bytearray(path.read_bytes())
+    at = (spots[len(spots) // 2][0] - 1) * 4096
+    data[at : at + 4096] = bytes(4096)
+    path.write_bytes(data)
+
+
 def test_damaged_pages_cost_only_what_is_on_them(tmp_path: Path) -> None:
     old = OldDb(tmp_path / "old.db")
     old.db.execute("BEGIN")
@@ -224,19 +234,30 @@ def test_damaged_pages_cost_only_what_is_on_them(tmp_path: Path) -> None:
         old.line(old.run(number, meta={"job": {"labels": []}, "text": "x" * 100}), "success")
     old.db.execute("COMMIT")
     path = old.close()
-    spots = [
-        row for row in select(path, "SELECT pageno FROM dbstat WHERE name = 'runs' AND pagetype = 'leaf'")
-    ]
-    data = bytearray(path.read_bytes())
-    at = (spots[len(spots) // 2][0] - 1) * 4096
-    data[at : at + 4096] = bytes(4096)
-    path.write_bytes(data)
+    spoil(path, "runs")
     new, report = brought(path)
     ((count,),) = select(new, "SELECT count(*) FROM runs")
     named = [name for kind, name, reason, _ in report["remarks"] if "malformed" in reason]
     assert 1400 < count < 1500 and len(named) == 1500 - count
     assert all(name.startswith("runs row ") for name in named)
     assert select(new, "SELECT count(*) FROM log") == [(count,)]
+
+
+def test_damaged_pages_with_outputs_cost_only_these_and_a_damaged_clock_is_said(tmp_path: Path) -> None:
+    old = OldDb(tmp_path / "old.db")
+    old.db.execute("BEGIN")
+    for number in range(1, 401):
+        old.output(old.run(number), b"x" * 100)
+    old.db.execute("COMMIT")
+    path = old.close()
+    spoil(path, "output")
+    new, report = brought(path)
+    ((count,),) = select(new, "SELECT count(*) FROM outputs")
+    named = [name for kind, name, reason, _ in report["remarks"] if "malformed" in reason]
+    assert 300 < count < 400 and len(named) == 400 - count
+    spoil(path, "clock")
+    refused = apsis("import-db", str(path), str(tmp_path / "other.db"), check=1)
+    assert refused.stderr.startswith(f"error: database {path}: ") and "restore a backup" in refused.stderr
 
 
 # -- outputs ---------------------------------------------------------------------------------------

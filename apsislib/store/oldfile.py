@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from sqlite3 import Connection
@@ -29,6 +29,7 @@ TABLES: dict[str, tuple[str | None, ...]] = {
     "output": ("run_id", "output_id", "name", "content_type", "length", None, "compression"),
 }
 OPTIONAL = {"jobs"}  # tables that very old files lack
+STRETCH = 1000  # rows
 
 
 @dataclass(slots=True)
@@ -107,16 +108,19 @@ class OldFile:
     # -- the whole ---------------------------------------------------------------------------------
 
     def clock(self) -> float | None:
-        """Everything due up to this instant had been started."""
-        return _number(self._first("SELECT max(time) FROM clock"))
+        """Everything due up to this instant had been started. ApsisError: it can't be read."""
+        try:
+            return _number(self._first("SELECT max(time) FROM clock"))
+        except sqlite3.Error as error:
+            raise ApsisError(files.explain(self.path, error)) from error
 
     def clock_now(self) -> float | None:
-        """The same as somebody else sees it, who may be writing it."""
-        db = _open(self.path)
+        """The same as somebody else sees it, who may be writing it. ApsisError: it can't be read."""
         try:
-            return _number(db.execute("SELECT max(time) FROM clock").fetchone()[0])
-        finally:
-            db.close()
+            with closing(_open(self.path)) as db:
+                return _number(db.execute("SELECT max(time) FROM clock").fetchone()[0])
+        except sqlite3.Error as error:
+            raise ApsisError(files.explain(self.path, error)) from error
 
     def next_run(self) -> int:
         """A run number that neither was nor will have been used."""
@@ -150,7 +154,12 @@ class OldFile:
         """How many outputs are."""
         if not any(name == "compression" for name in self._columns["output"]):
             return 0
-        return int(self._first("SELECT count(*) FROM output NOT INDEXED WHERE compression = 'br'"))
+        try:
+            return int(self._first("SELECT count(*) FROM output NOT INDEXED WHERE compression = 'br'"))
+        except sqlite3.DatabaseError as error:
+            self._heed(error)
+            at = self._columns["output"].index("compression") + 1  # behind the row ID
+            return sum(row[at] == b"br" for row in self._readable("output"))
 
     def _first(self, sql: str) -> Any:
         row = self._db.execute(sql).fetchone()
@@ -171,6 +180,14 @@ class OldFile:
             self._heed(error)
             return self._one_by_one(table, select, after, limit)
         return Stretch(rows, last=rows[-1][0] if rows else after, ended=len(rows) < limit)
+
+    def _readable(self, table: str) -> Iterator[tuple[Any, ...]]:
+        """Every row of a damaged table that can be read."""
+        after, ended = 0, False
+        while not ended:
+            stretch = self.rows(table, after, STRETCH)
+            yield from stretch.rows
+            after, ended = stretch.last, stretch.ended
 
     def _one_by_one(self, table: str, select: str, after: int, limit: int) -> Stretch:
         stop = min(after + limit, self.ends[table])
