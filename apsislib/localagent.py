@@ -105,14 +105,16 @@ class LocalAgent:
         """
         self._path = path
         self._nofile = nofile
-        self.identity = Identity.read(path) or Identity.new()
+        self._written = Identity.read(path)
+        me = (self._written or Identity.new()).found()
+        # Nobody looks for the server at the port of an agent that has died: who has taken it may keep it.
+        self.identity = me if me.alive() else replace(me, port=0)
         self._stop, self._stopping = os.pipe()
         self._thread = threading.Thread(target=self._keep_alive, name="apsis-local-agent")
         self._child: subprocess.Popen[bytes] | None = None
 
     def start(self, port: int) -> None:
         """The agent server listens on `port` of loopback: start the agent, or leave the living one."""
-        written, self.identity = self.identity, self.identity.found()
         if self.identity.port != port and self.identity.alive():
             # It would look for the server at the old port for ever; its programs are lost to us anyway.
             log.warning("the local agent was told another port; it is asked to end")
@@ -123,7 +125,7 @@ class LocalAgent:
             log.info("the local agent lives: pid=%d", self.identity.pid)
         else:
             self._begin()
-        if self.identity != written:
+        if self.identity != self._written:
             self.identity.write(self._path)
         self._thread.start()
 

@@ -169,6 +169,16 @@ def test_an_agent_whose_pid_was_not_written_any_more_is_found_and_stays_the_only
     assert pid(server) == agent
 
 
+def test_the_port_of_an_agent_that_died_may_be_anothers(server: Server) -> None:
+    before = identity(server)
+    assert server.end() == 0
+    server.end_agent()
+    with socket.create_server(("127.0.0.1", int(before["port"]))):
+        server.start()
+        assert identity(server)["port"] != before["port"]
+        assert server.until(server.schedule({"job_id": "echo"}), *ENDS)["state"] == "success"
+
+
 def test_another_process_with_the_pid_is_not_taken_for_the_agent() -> None:
     mine = Identity(1234, "token", "some-conn-id", os.getpid())
     assert not mine.alive()
