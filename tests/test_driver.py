@@ -282,3 +282,29 @@ def test_agents_are_let_in_only_once_programs_look_for_their_processes(
     assert looked == [run_id]
     site.server.start()
     site.stop()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_mark_keeps_the_late_verdict_that_comes_while_the_run_is_read(
+    site: Installation, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    site.start()
+    run_id = site.make("noop")["run_id"]
+    name = "runs" if many else "run"
+    read = getattr(Reader, name)
+
+    def overtaken(self: Reader, *args: Any, **options: Any) -> Any:
+        found = read(self, *args, **options)
+        monkeypatch.setattr(Reader, name, read)
+        site.driver.offer(run_id, State.ERROR, "it was lost", None)
+        site.store.told()  # it is on disk, and out of memory again
+        return found
+
+    until(site, "noop", "success")
+    monkeypatch.setattr(Reader, name, overtaken)
+    if many:
+        assert site.driver.bulk("mark", [run_id], state=State.FAILURE) == ({run_id: run_id}, {})
+    else:
+        assert site.driver.mark(run_id, State.FAILURE).state is State.FAILURE
+    run = site.driver.find_run(run_id)
+    assert run.state is State.FAILURE and run.meta["late_verdict"]["message"] == "it was lost"

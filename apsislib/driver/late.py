@@ -52,4 +52,5 @@ class Late:
                 if run_id in kernel.runs or kernel.amended == amended:
                     change(kernel, run)
                     self._guard.flush_locked()
+                    self._guard.wake_timer_locked()
                     return self._guard.ticket

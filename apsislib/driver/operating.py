@@ -55,8 +55,10 @@ class Operating:
         )
 
     def mark(self, run_id: str, state: State, reason: str = "") -> Run:
-        run = self._looking.find_run(run_id)
-        return self._operate(run_id, "mark", reason, lambda k: k.mark(run, state, self._clock.wall()))
+        self._check_disk_for("mark")
+        ticket = self._operate_ended(run_id, reason, lambda k, run: k.mark(run, state, self._clock.wall()))
+        self._wait(ticket, "mark", False)
+        return self._looking.find_run(run_id)
 
     def _operate(
         self,
@@ -154,13 +156,18 @@ class Operating:
         ticket, urgent = 0, verb in URGENT
 
         def order(kernel: Scheduler, run: Run) -> None:
-            if verb == "stop":
+            if verb == "mark":
+                assert state is not None
+                kernel.mark(run, state, self._clock.wall())
+            elif verb == "stop":
                 kernel.stop_adrift(run, self._clock.wall())
             else:
                 kernel.signal_adrift(run, signum, self._clock.wall())
 
         for at in range(0, len(run_ids), SLICE):
             some = run_ids[at : at + SLICE]
+            with self._guard.hold() as kernel:
+                amended = kernel.amended
             with self._guard.store.read() as reader:
                 stored = {run.run_id: run for run in reader.runs(run_ids=some)}
             if verb == "rerun" or dry_run:
@@ -168,8 +175,11 @@ class Operating:
                 continue
             ended: list[str] = []
             with self._guard.hold() as kernel:
+                old = kernel.amended != amended  # what was read: somebody has changed some of them since
                 for run_id in some:
-                    if verb in URGENT and run_id not in kernel.runs and _is_adrift(stored.get(run_id)):
+                    run = stored.get(run_id)
+                    mine = old if verb == "mark" else verb in URGENT and run and adrift(run) is not None
+                    if run_id not in kernel.runs and mine:
                         ended.append(run_id)
                         continue
                     try:
@@ -239,7 +249,3 @@ class Operating:
                 refused[run_id] = said
             else:
                 done[run_id] = run_id if dry_run else self._making.rerun(run_id, reason).run_id
-
-
-def _is_adrift(run: Run | None) -> bool:
-    return run is not None and adrift(run) is not None
