@@ -60,6 +60,36 @@ def test_damage_is_found_and_said(server: Server, tmp_path: Path) -> None:
     assert found.returncode == 1 and str(damaged) in found.stdout
 
 
+def spoil(path: Path, *names: str) -> None:
+    """Make the last page with rows of each table or index unreadable."""
+    with closing(sqlite3.connect(path)) as db:
+        sql = "SELECT max(pageno) FROM dbstat WHERE name = ? AND pagetype = 'leaf'"
+        pages = [db.execute(sql, (name,)).fetchone()[0] for name in names]
+    data = bytearray(path.read_bytes())
+    for page in pages:
+        data[(page - 1) * 4096 : page * 4096] = b"\xff" * 4096
+    path.write_bytes(data)
+
+
+def test_a_backup_of_what_is_damaged_is_not_taken_for_a_good_one(server: Server, tmp_path: Path) -> None:
+    database, copy = tmp_path / "apsis.db", tmp_path / "copy.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    spoil(database, "log")
+    done = server.command("backup", "-d", str(database), str(copy))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"error: {copy} is the copy of a database that is damaged ("), done.stderr
+    assert copy.exists()
+
+
+def test_damage_of_the_database_is_not_said_of_the_archive(server: Server, tmp_path: Path) -> None:
+    database, archive = tmp_path / "apsis.db", tmp_path / "old.db"
+    database.write_bytes((server.directory / "backup.db").read_bytes())
+    spoil(database, "log")
+    moved = server.command("archive", "-d", str(database), "--age", "0", "--path", str(archive))
+    assert (moved.returncode, moved.stdout) == (1, f"0 runs moved to {archive}\n")
+    assert "4 runs stay (r1, r2, r3, r4): it can't be read: " in moved.stderr, moved.stderr
+
+
 def test_old_runs_are_archived_purged_and_looked_up(server: Server, tmp_path: Path) -> None:
     database, archive = tmp_path / "apsis.db", str(tmp_path / "old.db")
     database.write_bytes((server.directory / "backup.db").read_bytes())

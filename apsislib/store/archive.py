@@ -142,7 +142,10 @@ class Archive:
             with files.transaction(self._db):
                 for run in runs:
                     try:
-                        packed = _pack(reader, run)
+                        try:
+                            packed = _pack(reader, run)
+                        except sqlite3.Error as error:  # of the database, not of the archive
+                            raise ApsisError(f"it can't be read: {error}") from error
                         try:
                             digests[run.run_id] = packed.digest()
                             self._write(packed, digests[run.run_id])

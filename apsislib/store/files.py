@@ -322,7 +322,7 @@ def own(file: int | Path, like: os.stat_result) -> None:
 def backup(source: Path, target: Path) -> None:
     """Copy a database that is in use, as it is at one instant, to a new file. Writers do not wait.
 
-    ApsisError: the target exists, or cannot be written.
+    ApsisError: the target exists, or cannot be written; or it is written, and what it is of is damaged.
     """
     if target.exists():
         raise ApsisError(f"{target} exists: name a new file for the backup")
@@ -331,7 +331,12 @@ def backup(source: Path, target: Path) -> None:
         with _made_alone(part, source):
             if target.exists():
                 raise ApsisError(f"{target} exists: name a new file for the backup")
-            _back_up(source, part, target)
+            said = _back_up(source, part, target)
+        if said != "ok":
+            raise ApsisError(
+                f"{target} is the copy of a database that is damaged ({said}): keep the backups from before;"
+                f" `apsis check-db {source}` says where"
+            )
     except OSError as error:
         raise ApsisError(f"can't back up to {target}: {error}") from error
 
@@ -381,12 +386,17 @@ def _is_at(file: int, path: Path) -> bool:
         return False
 
 
-def _back_up(source: Path, part: Path, target: Path) -> None:
+def _back_up(source: Path, part: Path, target: Path) -> str:
+    """What SQLite says of the copy: ok, or what is damaged."""
     try:
         with closing(connect(source, "ro")) as live, closing(sqlite3.connect(part)) as copy:
             # All in one step, which is one read transaction: in several, each commit starts it afresh.
             live.backup(copy)
             copy.execute("PRAGMA journal_mode = DELETE")  # one file, that can be copied as it is
+            try:
+                said = str(copy.execute("PRAGMA quick_check(1)").fetchone()[0]).splitlines()[-1]
+            except sqlite3.DatabaseError as error:
+                said = str(error)
         with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.rename(part, target)
@@ -395,6 +405,7 @@ def _back_up(source: Path, part: Path, target: Path) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+        return said
     except (sqlite3.Error, OSError) as error:
         part.unlink(missing_ok=True)
         raise ApsisError(f"can't back up to {target}: {error}") from error
