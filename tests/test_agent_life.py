@@ -484,6 +484,52 @@ def test_output_is_had_from_an_agent_that_has_no_descriptor_left(peer: Peer, age
     link.delete("p")
 
 
+FULL_EPOLL = """
+import errno
+import os
+import select
+
+Epoll = select.epoll
+
+
+class Full:
+    def __init__(self):
+        self._epoll = Epoll()
+
+    def register(self, *args):
+        if os.path.exists(os.environ["FULL"]):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._epoll.register(*args)
+
+    def __getattr__(self, name):
+        return getattr(self._epoll, name)
+
+
+select.epoll = Full
+"""
+
+
+def test_a_program_that_runs_is_not_said_to_have_failed_where_no_descriptor_can_be_watched(
+    peer: Peer, agents: Agents, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    (tmp_path / "sitecustomize.py").write_text(FULL_EPOLL)
+    agents(peer=peer, env={"PYTHONPATH": f"{tmp_path}:{ROOT}", "FULL": str(full)})
+    link = peer.link()
+    full.touch()
+    assert link.run("p", ["/bin/echo", "here"])["state"] == "terminated"
+    assert link.output("p") == b"here\n"
+    assert link.run("q", ["/none"])["errors"] == [
+        "execve failed: /none: No such file or directory (os error 2)"
+    ]
+    # What could never be read is not begun.
+    link.start("r", ["/bin/echo"], [["stdout", {"capture": {"mode": "memory"}}]])
+    assert link.error() == "No space left on device (os error 28)"
+    full.unlink()
+    link.send("ProcidListRequest")
+    assert link.wait("ProcidList")["proc_ids"] == ["p", "q"]
+
+
 def test_a_server_that_registers_only_to_close_is_not_rushed_at(peer: Peer, agents: Agents) -> None:
     agents(peer=peer)
     for _ in range(3):

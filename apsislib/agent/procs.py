@@ -219,7 +219,9 @@ class Procs:
     def _prepare(self, proc: Proc, ends: Mapping[tuple[str, int], int]) -> None:
         for fd, what in proc.spec.fds:
             if isinstance(what, Captured):
-                proc.captures[fd] = Capture(what, self._directory)
+                proc.captures[fd] = capture = Capture(what, self._directory)
+                if capture.pipe is not None:
+                    self._watch(capture, capture.pipe)
         if self._cgroups is not None:
             proc.cgroup, proc.warnings = self._cgroups.make(proc.spec.limits)
         else:
@@ -246,11 +248,11 @@ class Procs:
         proc.start, proc.start_boot = self._clock.wall(), self._clock.boot()
         proc.pid, proc.error_pipe = children.fork(plan)
         self.held[proc.proc_id] = self._by_pid[proc.pid] = proc
-        self._loop.watch(proc.error_pipe, READ, lambda events: self._settle(proc))
+        # Nothing may fail from here on: it runs. Where the kernel will not watch, its end is early enough.
+        with contextlib.suppress(OSError):
+            self._loop.watch(proc.error_pipe, READ, lambda events: self._settle(proc))
         for capture in proc.captures.values():
             capture.started()
-            if capture.pipe is not None:
-                self._watch(capture, capture.pipe)
         if proc.cgroup is not None:
             proc.cgroup.entered()
         log.info("proc %s started pid=%d exe=%s", proc.proc_id, proc.pid, os.fsdecode(spec.exe))
@@ -261,17 +263,14 @@ class Procs:
         proc.status = children.START_FAILED << 8
         for capture in proc.captures.values():
             capture.started()
-            if capture.pipe is not None:
-                os.close(capture.pipe)
-                capture.pipe = None
+            self._close_pipe(capture)
         if proc.cgroup is not None:
             proc.cgroup.end(self._loop)
         self.held[proc.proc_id] = proc
 
     def _discard(self, proc: Proc) -> None:
         for capture in proc.captures.values():
-            if capture.pipe is not None:
-                os.close(capture.pipe)
+            self._close_pipe(capture)
             capture.close()
         if proc.cgroup is not None:
             proc.cgroup.end(self._loop)
@@ -316,11 +315,15 @@ class Procs:
     def _drain(self, capture: Capture) -> int:
         """Empty a capture's pipe into its store; the bytes taken."""
         taken = capture.drain()
-        if taken is None and capture.pipe is not None:
+        if taken is None:
+            self._close_pipe(capture)
+        return taken or 0
+
+    def _close_pipe(self, capture: Capture) -> None:
+        if capture.pipe is not None:
             self._loop.unwatch(capture.pipe)
             os.close(capture.pipe)
             capture.pipe = None
-        return taken or 0
 
     def _tell(self, event: str, proc: Proc) -> None:
         for observer in tuple(self.observers):
