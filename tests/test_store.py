@@ -36,6 +36,7 @@ from apsislib.runs import (
 from apsislib.states import FINISHED, State
 from apsislib.store import DropJob, SaveJob, SetMeta, Store, Version, files
 from apsislib.store import reader as reading
+from apsislib.store.backups import backup
 
 
 def test_a_run_comes_back_as_it_was_put(tmp_path):
@@ -684,7 +685,7 @@ def test_of_two_backups_to_one_file_the_second_is_refused_and_the_first_is_whole
 
     def first() -> None:
         try:
-            files.backup(source, target)
+            backup(source, target)
         except ApsisError as error:
             errors.append(error)
 
@@ -695,7 +696,7 @@ def test_of_two_backups_to_one_file_the_second_is_refused_and_the_first_is_whole
         thread.start()
         until_locked(tmp_path / "copy.db.part")
         with pytest.raises(ApsisError, match=f"another backup to {target} is being made"):
-            files.backup(source, target)
+            backup(source, target)
         db.execute("ROLLBACK")
         thread.join()
     assert not errors

@@ -17,7 +17,8 @@ timeline  runs by job over a span of time, and what fails now
 rows      runs as rows
 damage    rows that can't be read
 mending   what `apsis check-db --repair` does about them
-files     opening, creating, migrating, locking, copying the file; ../schema.sql has the tables
+files     opening, creating, migrating, locking the file; ../schema.sql has the tables
+backups   a copy of it while it is in use
 records   what goes in and comes out, besides the kernel's effects
 """
 

@@ -21,6 +21,7 @@ from apsislib.runs import Forget, Output, Save
 from apsislib.states import finished
 from apsislib.store import files
 from apsislib.store.backlog import Backlog
+from apsislib.store.backups import backup
 from apsislib.store.batches import write
 from apsislib.store.damage import damaged_outputs, unreadable
 from apsislib.store.mending import mend
@@ -427,7 +428,7 @@ class Store:
 
     def backup(self, target: Path) -> None:
         """Copy the database, as it is at one instant, to a new file. ApsisError: it cannot be done."""
-        files.backup(self.path, Path(target))
+        backup(self.path, Path(target))
 
     def check(self) -> list[str]:
         """What is damaged in the file, one finding a line; empty: nothing. Reads all of it."""
