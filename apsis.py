@@ -26,6 +26,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from apsislib.agent.logs import Lines
+
 if TYPE_CHECKING:
     from agent_server import AgentServer
     from apsislib.clock import Clock
@@ -47,6 +49,7 @@ SIGNALS = {signal.SIGTERM: "stop", signal.SIGINT: "stop", signal.SIGHUP: "hangup
 HEEDED = (*SIGNALS, signal.SIGUSR1)  # they would end a process that does not know them yet
 SWITCH = 0.001  # s; a thread that computes gives way to the timer after so long
 
+PATIENCE = 1.0  # s; for who reads the log and does not keep up, before lines are lost
 NOFILE = 65536  # descriptors; an agent that is connected takes three
 
 
@@ -574,28 +577,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: no command", file=sys.stderr)
         return 2
     level = "DEBUG" if getattr(given, "debug", False) else given.log_level
-    set_up_logging(level or ("INFO" if given.command == "serve" else "WARNING"))
+    if given.command == "serve":
+        set_up_logging(level or "INFO", PATIENCE)
+    else:
+        set_up_logging(level or "WARNING")
     return int(given.run(given))
 
 
-class _AccessLog(logging.StreamHandler[Any]):
+class _AccessLog(Lines):
     def handleError(self, record: logging.LogRecord) -> None:
         """Nobody reads any more, say: then nothing more is written, rather than a complaint each time."""
         logging.getLogger("access").handlers = [logging.NullHandler()]
         log.warning("requests can't be logged: %s", sys.exc_info()[1])
 
 
-def set_up_logging(level: str) -> None:
-    """To stderr: time, who, how bad (one letter), what. To stdout: requests, in the same form."""
+def set_up_logging(level: str, patience: float | None = None) -> None:
+    """To stderr: time, who, how bad (one letter), what. To stdout: requests, in the same form.
+
+    With `patience`, of a server: so many seconds are waited for who reads them, then lines are lost.
+    """
     logging.addLevelName(logging.CRITICAL, "C")
     for number in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
         logging.addLevelName(number, logging.getLevelName(number)[0])
     form, date = "%(asctime)s.%(msecs)03d %(name)-24s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S"
     number = {"DEBUG": 10, "INFO": 20, "WARNING": 30, "ERROR": 40, "CRITICAL": 50}[level]
-    logging.basicConfig(format=form, datefmt=date, level=number, force=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if patience is not None and sys.stderr is not None:  # else its number may be another file's
+        handlers = [Lines(sys.stderr.fileno(), patience, cut=False)]
+    logging.basicConfig(format=form, datefmt=date, level=number, handlers=handlers, force=True)
     access = logging.getLogger("access")  # of the API's requests, apart: there are many
     access.propagate = False
-    access.handlers = [_AccessLog(sys.stdout)]
+    access.handlers = [logging.NullHandler()]
+    if patience is not None and sys.stdout is not None:
+        access.handlers = [_AccessLog(sys.stdout.fileno(), patience, cut=False)]
     access.handlers[0].setFormatter(logging.Formatter(form, date))
 
 

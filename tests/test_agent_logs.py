@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 
 from apsislib.agent.logs import Lines
 
@@ -37,5 +38,18 @@ def test_a_long_line_is_cut() -> None:
     Lines(writer).emit(line("é" * 9000))
     data = os.read(reader, 10_000)
     assert len(data) == 4096 and data.endswith(b"...\n")
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_reader_who_does_not_keep_up_is_waited_for_once() -> None:
+    reader, writer = os.pipe()
+    lines = Lines(writer, patience=0.2, cut=False)
+    lines.emit(line("x" * 50_000))
+    os.read(reader, 1 << 20)
+    began = time.monotonic()
+    for _ in range(100):
+        lines.emit(line("x" * 50_000))
+    assert 0.2 <= time.monotonic() - began < 10
     os.close(reader)
     os.close(writer)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,34 @@ def test_a_server_whose_standard_output_nobody_reads_goes_on(tmp_path: Path) -> 
     finally:
         server.end_agent()
     assert server.log().count("requests can't be logged: ") == 1 and "Traceback" not in server.log()
+
+
+def test_a_server_whose_log_waits_for_a_reader_that_stands_still_goes_on_and_ends(tmp_path: Path) -> None:
+    server = Server(tmp_path, JOBS)
+    argv = [sys.executable, PROGRAM, "serve", "--config", str(tmp_path / "apsis.yaml")]
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    server.process = subprocess.Popen([*argv, "--port", str(server.port)], stdout=writing, stderr=writing)
+    os.close(writing)
+    try:
+        server.await_running()
+        assert server.get("/alive") == {}
+        os.set_blocking(reading, False)
+        with suppress(BlockingIOError):
+            while os.read(reading, 65536):
+                pass
+        assert server.get("/jobs")
+        os.set_blocking(reading, True)
+        said = os.read(reading, 65536).decode()
+        assert re.match(r"\([1-9][0-9]* lines lost\)\n.* I 200 GET /api/v1/jobs ", said), said
+        assert server.end(signal.SIGTERM) == 0
+    finally:
+        os.close(reading)
+        server.end_agent()
 
 
 def test_check_db_takes_a_path_as_it_always_did(tmp_path: Path) -> None:
