@@ -154,6 +154,7 @@ def test_a_server_whose_log_waits_for_a_reader_that_stands_still_goes_on_and_end
         assert re.match(r"\([1-9][0-9]* lines lost\)\n.* I 200 GET /api/v1/jobs ", said), said
         assert server.end(signal.SIGTERM) == 0
     finally:
+        server.process.kill()  # at the latest
         os.close(reading)
         server.end_agent()
 
