@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from apsislib.agent.logs import Lines
+from apsislib.logs import Lines
 
 if TYPE_CHECKING:
     from agent_server import AgentServer

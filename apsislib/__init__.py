@@ -2,7 +2,7 @@
 
 words        errors, states
 values       clock, times, calendars, dates, yamlio, templates, figures,
-             systemd, orders, itself
+             systemd, orders, itself, logs
 records      runs, terms (searches)
 rules        schedules (cron, timetables, stops, previews), conditions, actions,
              expectations, catchup

@@ -42,13 +42,19 @@ def subtree() -> Iterator[Path]:
                 child.rmdir()
 
 
-def test_what_is_left_of_a_program_is_killed_and_its_cgroup_removed(subtree: Path) -> None:
-    loop = Loop(WallClock())
-    cgroup = Cgroup(subtree / "one")
+def sleeper(cgroup: Cgroup) -> subprocess.Popen[bytes]:
+    """A program in it."""
     assert cgroup.entrance is not None
     child = subprocess.Popen(["/bin/sleep", "60"])
     os.write(cgroup.entrance, str(child.pid).encode())
     cgroup.entered()
+    return child
+
+
+def test_what_is_left_of_a_program_is_killed_and_its_cgroup_removed(subtree: Path) -> None:
+    loop = Loop(WallClock())
+    cgroup = Cgroup(subtree / "one")
+    child = sleeper(cgroup)
     accounting = cgroup.accounting()
     assert accounting is not None and list(accounting) == ["pids", "cpu_stat", "memory"]
     assert list(accounting["cpu_stat"])[:3] == ["usage_usec", "user_usec", "system_usec"]
@@ -69,10 +75,7 @@ def test_what_is_left_of_a_program_is_killed_and_its_cgroup_removed(subtree: Pat
 def test_a_cgroup_is_ended_and_none_left_where_no_descriptor_is(subtree: Path) -> None:
     loop = Loop(WallClock())
     cgroup = Cgroup(subtree / "one")
-    assert cgroup.entrance is not None
-    child = subprocess.Popen(["/bin/sleep", "60"])
-    os.write(cgroup.entrance, str(child.pid).encode())
-    cgroup.entered()
+    child = sleeper(cgroup)
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
     try:

@@ -703,7 +703,8 @@ def test_what_is_followed_goes_on_after_a_restart(own: Server, fifo: Fifo, how: 
     assert told == log[len(log) - len(told) :] and "success" in told
 
 
-def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Server, fifo: Fifo) -> None:
+def cut_off(own: Server, fifo: Fifo) -> tuple[str, subprocess.Popen[str]]:
+    """A run that goes on, and a watch of it that stands still since before its server was killed."""
     run_id = made(own, "schedule", "now", "echo", f"fifo={fifo.path}")
     fifo.open()
     own.until(run_id, "running")
@@ -711,6 +712,11 @@ def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Serv
     following(watch)
     watch.send_signal(signal.SIGSTOP)
     own.kill()
+    return run_id, watch
+
+
+def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Server, fifo: Fifo) -> None:
+    run_id, watch = cut_off(own, fifo)
     own.start()
     fifo.close()
     own.until(run_id, *ENDS)
@@ -723,13 +729,7 @@ def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Serv
 def test_a_watch_misses_and_repeats_no_line_though_the_clock_was_set_back_meanwhile(
     own: Server, fifo: Fifo
 ) -> None:
-    run_id = made(own, "schedule", "now", "echo", f"fifo={fifo.path}")
-    fifo.open()
-    own.until(run_id, "running")
-    watch = own.spawn(*DEBUG, "watch", run_id)
-    following(watch)
-    watch.send_signal(signal.SIGSTOP)
-    own.kill()
+    run_id, watch = cut_off(own, fifo)
     before = len(own_log(own, run_id, ahead=3600))
     own.start()
     fifo.close()

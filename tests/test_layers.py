@@ -30,6 +30,7 @@ FLOORS = {
     "apsislib.yamlio": 10,
     "apsislib.meter": 10,
     "apsislib.figures": 10,
+    "apsislib.logs": 10,
     "apsislib.systemd": 10,
     "apsislib.orders": 10,
     "apsislib.itself": 10,

@@ -8,7 +8,6 @@ Read in this order:
     cgroups.py     limits and accounting, where the kernel lets us
     results.py     what is told about a program: times, status, rusage, /proc
     procs.py       the records: one a program, from its start until the server deletes it
-    logs.py        log lines that never make it wait
     loop.py        the one thread: descriptors, timers, signals
     shutdown.py    active, idling, done
     requests.py    a message in, messages out

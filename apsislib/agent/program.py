@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from apsislib.agent import cgroups
-from apsislib.agent.logs import Lines
 from apsislib.agent.loop import Loop
 from apsislib.agent.options import Options, environment, parse
 from apsislib.agent.procs import Procs
@@ -23,6 +22,7 @@ from apsislib.agent.shutdown import Shutdown
 from apsislib.agent.spec import parse_specs
 from apsislib.clock import WallClock
 from apsislib.errors import BadRequest
+from apsislib.logs import Lines
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 
-from apsislib.agent.logs import Lines
+from apsislib.logs import Lines
 
 
 def line(text: str) -> logging.LogRecord:
