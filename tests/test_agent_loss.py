@@ -205,7 +205,9 @@ def test_a_stop_goes_on_with_the_rest_of_its_grace_and_sigkill_is_sent_again(wor
     assert world.run(run_id)["state"] == "stopping", said
     agent.proxy.heal()
     world.until(run_id, *ENDS)
-    assert world.messages(run_id)[-1] == "failure: killed by SIGKILL"
+    assert "failure: killed by SIGKILL" in world.messages(
+        run_id
+    )  # what it leaves behind may be told after it
 
 
 def test_a_timeout_counts_from_the_original_start(world: World) -> None:

@@ -290,15 +290,17 @@ def test_runs_are_chosen_and_operated_on_after_a_preview(site: Installation, pag
         assert "reason: too slow" in [line["message"] for line in log]
     expect(bar).to_be_hidden()
     for run_id in running:
-        expect(rows.filter(has_text=run_id).locator(".state")).to_have_text("success")
-    page.get_by_label(f"Select {done}").check()
+        row = rows.filter(has=page.get_by_label(f"Select {run_id}", exact=True))
+        expect(row.locator(".state")).to_have_text("success")
+    page.get_by_label(f"Select {done}", exact=True).check()
     bar.get_by_role("button", name="Skip").click()
     expect(dialog).to_contain_text("None of these runs can be skipped.")
     expect(page.locator("#confirm")).to_have_count(0)
     page.get_by_role("button", name="Close").last.click()
     bar.get_by_label("Mark as").select_option("failure")
     page.locator("#confirm").click()
-    expect(rows.filter(has_text=done).locator(".state")).to_have_text("failure")
+    row = rows.filter(has=page.get_by_label(f"Select {done}", exact=True))
+    expect(row.locator(".state")).to_have_text("failure")
 
 
 def test_all_that_a_search_finds_is_marked_at_once(large: Installation, browser: Browser) -> None:
