@@ -91,7 +91,7 @@ def watched(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     assert page.title() != "owned"
     assert page.locator("main img, main script, main b").count() == 0
     context.close()
-    assert wrong == []
+    assert wrong == [], "\n".join(wrong)
 
 
 def until(page: Page, expression: str) -> None:

@@ -292,6 +292,7 @@ def test_without_threads_to_be_had_who_comes_is_told_so_and_runs_go_on(tmp_path:
     jobs = {
         **JOBS,
         "acts": "program: {type: no-op}\naction: {type: schedule, job_id: noop, if: {states: success}}\n",
+        "waits": "condition: {type: dependency, job_id: count}\nprogram: {type: no-op}\n",
     }
     with Server(tmp_path, jobs).running() as server:
         assert server.process is not None
@@ -301,13 +302,16 @@ def test_without_threads_to_be_had_who_comes_is_told_so_and_runs_go_on(tmp_path:
         size = int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
         # A thread's stack takes 8 MiB of address space.
         before = resource.prlimit(pid, resource.RLIMIT_AS, (size + (4 << 20), resource.RLIM_INFINITY))
+        # Each keeps a thread for a quarter of a second: who makes a run is told what became of it.
+        body = b'{"job_id": "waits"}'
+        request = b"POST /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
         with ExitStack() as stack:
             clients = []
-            for _ in range(20):
+            for _ in range(40):
                 clients.append(
                     stack.enter_context(socket.create_connection(("127.0.0.1", server.port), WAIT))
                 )
-                clients[-1].sendall(b"GET /api/v1/alive HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                clients[-1].sendall(request + body)
             answers = set(map(status_line, clients))
         busy = b"HTTP/1.1 503 Service Unavailable"
         # Who is idle makes room for others, and may be just about to ask.
