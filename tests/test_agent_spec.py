@@ -142,7 +142,7 @@ any_value = st.recursive(
 KEYS = ["argv", "exe", "id", "env", "fds", "systemd_properties"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=4), any_value, max_size=4))
 def test_whatever_is_asked_is_either_understood_or_refused_politely(spec: dict[str, Any]) -> None:
     try:

@@ -178,7 +178,7 @@ crons = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)  # croniter searches slowly
+@settings(max_examples=60)  # croniter searches slowly
 @given(crons, st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1)))
 def test_dates_and_daytimes_are_those_of_croniter(text, start):
     ours = cron.parse(text)

@@ -101,7 +101,7 @@ def test_a_fraction_is_cut_and_never_rounds_up_a_minute() -> None:
     assert format(time, "%C|%.3C|%.2S|%f") == "09:59:59|09:59:59.999|59.99|999900"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(0, 4_000_000_000 * 16).map(lambda n: n / 16),
     st.sampled_from("YymdjaAbBuwGgVDHIMSfpCiTzEe"),

@@ -125,7 +125,7 @@ def test_a_date_has_the_documented_constructors() -> None:
         Date.from_week_date(2024, 53, 0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(days, st.integers(-400, 400))
 def test_dates_agree_with_ora(day: datetime.date, count: int) -> None:
     ours, theirs = Date(day), ora.Date(day)
@@ -196,7 +196,7 @@ def test_a_daytime_has_the_documented_attributes() -> None:
     assert time != "09:30:15.5"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seconds, st.integers(-200_000, 200_000))
 def test_daytimes_agree_with_ora(ssm: float, more: int) -> None:
     ours, theirs = Daytime(ssm), ora.Daytime(ssm)
@@ -306,7 +306,7 @@ def test_a_local_time_must_be_a_pair() -> None:
         from_local("2024-01-31T09:30:00", NEW_YORK)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(instants, zones)
 def test_times_agree_with_ora(instant: float, zone: str) -> None:
     ours = at(instant)
@@ -353,7 +353,7 @@ def test_a_calendar_equals_only_itself() -> None:
     assert weekdays("Mon-Fri") != weekdays("Mon-Fri")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["Mon-Fri", "all", "Tue,Thu", "Fri-Mon", "6"]),
     st.dates(datetime.date(1900, 1, 1), datetime.date(2100, 1, 1)),

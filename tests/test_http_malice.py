@@ -209,7 +209,7 @@ def test_requests_that_were_changed_at_random_hurt_nobody(server: Server) -> Non
     assert resident(server) - before < 60 << 20
 
 
-@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=120, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     method=st.sampled_from(["GET", "POST", "PUT", "HEAD", "DELETE", "get", "", "G T"]),
     path=st.text(max_size=60).map(lambda text: "/api/v1/" + text),

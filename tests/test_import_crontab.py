@@ -226,7 +226,7 @@ def kinds() -> jobs.Kinds:
 COMMANDS = st.text(st.characters(exclude_categories=("C", "Z"), include_characters=" %\\{}#\"'"), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(crons, COMMANDS, st.datetimes(datetime(2000, 1, 1), datetime(2040, 1, 1)), st.booleans())
 def test_a_job_file_fires_when_croniter_says(text: str, said: str, start: datetime, system: bool) -> None:
     _, _, days, _, weekdays = text.split()
@@ -249,14 +249,12 @@ def test_a_job_file_fires_when_croniter_says(text: str, said: str, start: dateti
 MARKS = st.sampled_from(["{{", "}}", "{%", "%}", "{#", "#}", "endraw", " - ", "'"])
 
 
-@settings(deadline=None)
 @given(st.lists(MARKS | st.text(st.characters(exclude_categories=("Cs",)), max_size=3)).map("".join))
 def test_a_command_is_told_from_a_template(text: str) -> None:
     text = text.replace("\r", "")
     assert templates.expand(jobfiles.as_template(text + "."), {}) == text + "."
 
 
-@settings(deadline=None)
 @given(st.text(), st.booleans())
 def test_any_text_is_read(text: str, system: bool) -> None:
     found = read(text, system)

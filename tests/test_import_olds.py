@@ -410,7 +410,7 @@ GOOD = [b"r1", 1.0, b"job", b"{}", b"success", b'{"success": "2030-01-01T00:00:0
 GOOD += [b'{"type": "no-op"}', b"null", None, 0, b"[]", b"[]"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(st.integers(0, 12), VALUES, max_size=5))
 def test_no_row_of_runs_is_fatal(odd: dict[int, Any]) -> None:
     table = Table(load_config(None))

@@ -336,7 +336,7 @@ operands = st.one_of(st.integers(-(10**6), 10**6), st.text(max_size=30))
 fields = st.sampled_from(["%s", "%r", "%10s", "%-5s", "%.3s", "%a", "%%", "text"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example(["%a"], ["\U00010000" * 3])  # one character is ten
 @given(st.lists(fields, max_size=8), st.lists(operands, min_size=8, max_size=8))
 def test_the_size_of_a_percent_format_is_never_underestimated(parts: list[str], values: list[Any]) -> None:
@@ -346,7 +346,7 @@ def test_the_size_of_a_percent_format_is_never_underestimated(parts: list[str], 
     assert len(text % given_values) <= len(text) + meter.percent_size(text, given_values)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.text("ab\t\n", max_size=20), st.text("ab", max_size=3), st.text("abc", max_size=5), st.integers(-3, 30)
 )

@@ -617,7 +617,7 @@ def test_a_program_that_writes_too_much_is_killed_where_that_is_configured():
     assert story.output.startswith(b"01234567\n[apsis")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_output_is_the_same_whatever_way_it_comes(data):
     """Answers overlap, repeat and leave gaps; connections are lost and the server restarted."""

@@ -185,7 +185,7 @@ def test_grace_periods_survive_the_database(grace):
 _TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.lists(_TEXT, min_size=1, max_size=4).filter(lambda argv: argv[0]),
     st.none() | st.floats(0, 1e6),

@@ -130,7 +130,7 @@ WORDS = st.one_of(
 QUERIES = st.lists(st.builds(lambda no, word: ("!" if no else "") + word, st.booleans(), WORDS), max_size=4)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(QUERIES, st.sampled_from([3, 50, 1000]), st.sampled_from([0, 50, 5000]))
 def test_the_database_finds_what_the_terms_admit_whichever_way_it_goes(
     store: Store, words: list[str], limit: int, few: int
@@ -159,7 +159,7 @@ def find_by_time(store: Store, query: str, limit: int, oldest: bool) -> list[str
             return found
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(QUERIES, st.sampled_from([3, 50, 1000]), st.sampled_from([0, 50, 5000]), st.booleans())
 def test_by_time_the_same_runs_are_found_in_the_order_of_their_latest_transitions(
     store: Store, words: list[str], limit: int, few: int, oldest: bool

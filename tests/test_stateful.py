@@ -671,7 +671,6 @@ def test_whatever_happens_runs_are_neither_lost_nor_doubled_nor_begun_too_soon()
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             phases=PHASES,
             suppress_health_check=list(HealthCheck),
             print_blob=True,

@@ -50,7 +50,7 @@ def test_output_comes_back_whole_and_in_windows(tmp_path):
         assert store.output_backlog() == 0
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_overlapping_pieces_make_one_text(data):
     """Whatever overlaps, repeats or comes in whatever batches: what is stored is a prefix of the text."""

@@ -440,7 +440,7 @@ def by_ora(day: date, seconds: int, tz: str) -> float | None:
         return None
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     moments,
     st.lists(st.integers(0, 86399), min_size=1, max_size=4),
@@ -466,7 +466,7 @@ def test_daily_with_dst_gap_skip_is_what_ora_gives(start, daytimes, tz, name):
     assert found[: len(expected)] == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     moments,
     st.integers(0, 86399),
@@ -539,7 +539,7 @@ eventful = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(schedules, eventful, st.integers(-48, 24), st.integers(0, 96))
 def test_a_later_start_gives_the_rest_of_the_same_sequence_in_order(schedule, day, hours, quarters_later):
     start = at(f"{day} 00:00") + hours * 3600

@@ -389,14 +389,14 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.dictionaries(st.text(), values, max_size=5), st.integers(1, 40))
 def test_any_result_survives_the_wire(res, size):
     message = wire.proc_result("p", res)
     assert read(Stream(), encode(message), size) == [message]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(1, 50), st.integers(10, 300), st.booleans())
 def test_garbage_raises_nothing_but_wire_errors(data, size, limit, headed):
     if headed:

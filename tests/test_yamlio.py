@@ -226,7 +226,7 @@ values = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values)
 def test_what_is_dumped_is_loaded_again(value):
     assert load(dump(value), "f") == value
@@ -278,7 +278,7 @@ pieces = st.sampled_from(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(pieces, max_size=30).map("".join))
 def test_any_text_is_loaded_or_refused(text):
     try:
@@ -287,7 +287,7 @@ def test_any_text_is_loaded_or_refused(text):
         assert error.path == "f" and error.message
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=40))
 def test_any_bytes_are_loaded_or_refused(data):
     with contextlib.suppress(JobError):
