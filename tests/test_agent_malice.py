@@ -20,6 +20,7 @@ from doubles import FakeHost, ended
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_agent import PROC, RawAgent
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from agent_server import AgentServer
@@ -263,6 +264,11 @@ def test_an_agent_that_breaks_every_rule_costs_nobody_else_anything(
                 try:
                     message = msgpack.unpackb(agent.ws.recv(timeout=0.01))
                 except TimeoutError:
+                    continue
+                except ConnectionClosed:
+                    # What it had said before was cut off, but read later than this: as real agents do.
+                    agent.close()
+                    agent = RawAgent(server.address, "bad", group_id="bad", proc_ids=["p"])
                     continue
                 if message["type"] in ("ProcResultRequest", "ProcStartRequest", "ProcDeleteRequest"):
                     agent.result("p", ended(0, length=len(host.outputs.get("r1", b""))))
