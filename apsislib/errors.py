@@ -15,6 +15,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Exit status of a command that changes something, was interrupted, and may not have done all of it.
+INTERRUPTED = 130
+
 
 class ApsisError(Exception):
     """The root. `status` is what HTTP answers."""

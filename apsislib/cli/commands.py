@@ -15,6 +15,7 @@ from apsislib.cli.client import SLOW, ApiError, Client, Misuse, Trouble, Unwante
 from apsislib.cli.terminal import RED, Terminal, forgiving, plain
 from apsislib.cli.times import as_instants, read_stop, read_time, show_time
 from apsislib.clock import WallClock
+from apsislib.errors import INTERRUPTED
 from apsislib.runs import instance
 from apsislib.times import format_instant
 
@@ -23,7 +24,6 @@ log = logging.getLogger(__name__)
 FUTURE = 20  # runs that a reload says appear, disappear or change; --format has more
 REASONS = 20  # refusals that are shown: of a search there may be thousands
 SHOWN = 20  # runs that are shown before it is asked whether they are meant
-INTERRUPTED = 130  # exit status of a command that changes something, and may not have
 
 
 def run(args: Namespace) -> int:

@@ -38,17 +38,8 @@ def messages(client: Client, path: Callable[[], tuple[tuple[str, ...], str]]) ->
     while True:
         connection = _connect(client, path, patient=met)
         met = True
-        count = 0
         try:
-            received = _received(connection)
-            while True:
-                try:
-                    message = next(received)
-                except StopIteration as end:
-                    closed: sockets.Closed = end.value
-                    break
-                count += 1
-                yield message
+            closed, told = yield from _received(connection)
         finally:
             connection.abort()
         if closed.why == "peer" and closed.code == sockets.NORMAL:
@@ -56,7 +47,7 @@ def messages(client: Client, path: Callable[[], tuple[tuple[str, ...], str]]) ->
         log.debug("stream of %s lost: %s %s", client.address, closed.code, closed.reason)
         if closed.why == "peer" and closed.code == sockets.FAILED:
             raise Trouble(f"{client.address} can't go on: {closed.reason}")
-        if count:
+        if told:
             patience, pauses = Deadline(PATIENCE), iter(PAUSES)
             pause = next(pauses)
             continue
@@ -103,14 +94,14 @@ def _connect(
         pause = next(pauses, pause)
 
 
-def _received(connection: sockets.Connection) -> Generator[str | bytes, None, sockets.Closed]:
-    """Messages of one connection; its end is returned."""
+def _received(connection: sockets.Connection) -> Generator[str | bytes, None, tuple[sockets.Closed, bool]]:
+    """Messages of one connection. Its end is returned, and whether there were any."""
     asked = begun = False
     while True:
         for event in connection.poll(5.0):
             match event:
                 case sockets.Closed():
-                    return event
+                    return event, begun
                 case sockets.Data(data) | sockets.Text(data):
                     yield data
                     if not begun:
@@ -118,7 +109,7 @@ def _received(connection: sockets.Connection) -> Generator[str | bytes, None, so
                         begun = True
         silent = connection.clock.monotonic() - connection.last_received
         if silent > DEAD:
-            return sockets.Closed(sockets.ABNORMAL, "silent", "lost")
+            return sockets.Closed(sockets.ABNORMAL, "silent", "lost"), begun
         if silent < QUIET:
             asked = False
         elif not asked:

@@ -175,11 +175,11 @@ class Operating:
                 continue
             ended: list[str] = []
             with self._guard.hold() as kernel:
-                old = kernel.amended != amended  # what was read: somebody has changed some of them since
+                stale = kernel.amended != amended  # what was read: somebody has changed some of them since
                 for run_id in some:
                     run = stored.get(run_id)
-                    mine = old if verb == "mark" else verb in URGENT and run and adrift(run) is not None
-                    if run_id not in kernel.runs and mine:
+                    apart = stale if verb == "mark" else verb in URGENT and run and adrift(run) is not None
+                    if apart and run_id not in kernel.runs:
                         ended.append(run_id)
                         continue
                     try:

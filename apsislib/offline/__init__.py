@@ -14,7 +14,6 @@ from typing import Any
 from apsislib.states import State
 
 ALL = sys.maxsize
-INTERRUPTED = 130  # exit status
 
 
 def add_commands(commands: Any) -> None:
@@ -60,7 +59,7 @@ def _command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from apsislib.errors import ApsisError
+    from apsislib.errors import INTERRUPTED, ApsisError
     from apsislib.offline import chores
 
     try:

@@ -14,8 +14,7 @@ from typing import Any
 
 from apsislib import config as configs
 from apsislib.clock import Clock, Deadline, WallClock
-from apsislib.errors import BadRequest
-from apsislib.offline import INTERRUPTED
+from apsislib.errors import INTERRUPTED, BadRequest
 from apsislib.offline.progress import Progress
 from apsislib.runs import instance
 from apsislib.store import CANT_READ, Store, aside_of
