@@ -715,14 +715,19 @@ def cut_off(own: Server, fifo: Fifo) -> tuple[str, subprocess.Popen[str]]:
     return run_id, watch
 
 
-def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Server, fifo: Fifo) -> None:
-    run_id, watch = cut_off(own, fifo)
+def caught_up(own: Server, fifo: Fifo, run_id: str, watch: subprocess.Popen[str]) -> list[str]:
+    """What the watch tells that may go on when the server is back, and the run has ended."""
     own.start()
     fifo.close()
     own.until(run_id, *ENDS)
     watch.send_signal(signal.SIGCONT)
     shown = watch.communicate(timeout=60)[0]
-    told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
+    return [line.partition("+00:00: ")[2] for line in shown.splitlines()]
+
+
+def test_what_happened_while_nobody_could_watch_is_told_before_the_end(own: Server, fifo: Fifo) -> None:
+    run_id, watch = cut_off(own, fifo)
+    told = caught_up(own, fifo, run_id, watch)
     assert "reconnecting" in told and told[-1] == "success"
 
 
@@ -731,12 +736,7 @@ def test_a_watch_misses_and_repeats_no_line_though_the_clock_was_set_back_meanwh
 ) -> None:
     run_id, watch = cut_off(own, fifo)
     before = len(own_log(own, run_id, ahead=3600))
-    own.start()
-    fifo.close()
-    own.until(run_id, *ENDS)
-    watch.send_signal(signal.SIGCONT)
-    shown = watch.communicate(timeout=60)[0]
-    told = [line.partition("+00:00: ")[2] for line in shown.splitlines()]
+    told = caught_up(own, fifo, run_id, watch)
     assert told == own.messages(run_id)[before:] and "success" in told
 
 
